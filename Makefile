@@ -1,0 +1,52 @@
+# Every target sets up .venv by itself; nothing outside this folder is changed.
+PYTHON ?= python3
+BIN := .venv/bin
+# Debian's package lists and downloads are kept apart from the system's.
+APT := apt-get -qq -o Dir::State=$(CURDIR)/data/apt -o Dir::Cache=$(CURDIR)/data/apt \
+       -o Debug::NoLocking=1 -o APT::Sandbox::User=
+
+.PHONY: train test lint notebooks clean
+
+train: .venv/user.stamp data/ready.stamp  ## train the recommended run on Fashion-MNIST
+	$(BIN)/python train.py $(ARGS)
+
+test: .venv/dev.stamp data/ready.stamp  ## all tests, on TensorFlow and on JAX
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -q
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -q
+
+lint: .venv/dev.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+notebooks: .venv/dev.stamp data/ready.stamp  ## execute every notebook from its .py
+	cd notebooks && for script in [0-9]*.py; do \
+	  ../$(BIN)/jupytext --to ipynb --update "$$script" && \
+	  ../$(BIN)/jupyter nbconvert --to notebook --execute --inplace "$${script%.py}.ipynb" \
+	  || exit 1; done
+
+clean:
+	rm -rf .venv runs
+
+.venv/user.stamp: requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+.venv/dev.stamp: .venv/user.stamp
+	$(BIN)/python -m pip install --quiet -r requirements.txt -e '.[dev]'
+	touch $@
+
+# Keras downloads the data, or finds them on this machine. Where it cannot, the Debian
+# package is unpacked here. Where neither can be had, training uses drawn garments.
+data/ready.stamp: | .venv/user.stamp
+	@mkdir -p data/apt/lists/partial data/apt/archives/partial
+	@if TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -c \
+	  'from recipes.fashion_mnist import load; load("data/fashion-mnist")' \
+	  >data/keras.log 2>&1; \
+	then echo 'Fashion-MNIST: found or downloaded by Keras.'; touch $@; \
+	elif { $(APT) update && cd data && $(APT) download dataset-fashion-mnist \
+	  && dpkg-deb -x dataset-fashion-mnist_*.deb unpacked \
+	  && mv unpacked/usr/share/datasets/fashion-mnist fashion-mnist; } >data/apt.log 2>&1; \
+	then echo 'Fashion-MNIST: unpacked from the Debian package.'; touch $(CURDIR)/$@; \
+	else echo 'Fashion-MNIST cannot be had: see data/keras.log and data/apt.log.'; fi

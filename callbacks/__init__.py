@@ -1,0 +1,1 @@
+"""Callbacks to give to fit(callbacks=[...])."""

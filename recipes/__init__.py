@@ -1,0 +1,1 @@
+"""Recipes to call, or to give to a layer, a model or compile()."""

@@ -1,0 +1,180 @@
+"""The law of the house: every file of recipes/ and callbacks/ can be copied alone."""
+
+import ast
+import collections
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+FILES = sorted(
+    path
+    for room in ("recipes", "callbacks")
+    for path in (ROOT / room).glob("*.py")
+    if path.name != "__init__.py"
+)
+ANYWHERE = {*sys.stdlib_module_names, "keras", "numpy"}
+IN_FUNCTIONS = {"pandas", "matplotlib"}
+BACKENDS = {"tensorflow", "jax", "torch"}
+
+every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+
+
+def imports(path):
+    """(module, whether inside a function) for each import of a file."""
+    found = []
+
+    def visit(node, inside):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                found.extend((alias.name, inside) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                found.append(("." * child.level + (child.module or ""), inside))
+            function = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef))
+            visit(child, inside or function)
+
+    visit(ast.parse(path.read_text()), False)
+    return found
+
+
+def broken_imports(path):
+    broken = []
+    for module, inside in imports(path):
+        top = module.split(".")[0]
+        allowed = top in ANYWHERE or (inside and top in IN_FUNCTIONS | BACKENDS)
+        if not allowed or module.startswith("keras.src"):
+            broken.append(module)
+    return broken
+
+
+@every_file
+def test_imports_only_the_standard_library_keras_and_numpy(path):
+    assert broken_imports(path) == []
+
+
+@every_file
+def test_a_backend_is_imported_only_where_the_backend_was_asked_for(path):
+    if any(module.split(".")[0] in BACKENDS for module, _ in imports(path)):
+        assert "keras.backend.backend()" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from recipes.schedules import PowerDecay",
+        "from .schedules import PowerDecay",
+        "import pandas",
+        "import tensorflow as tf",
+        "from keras.src import backend",
+        "def f():\n    import scipy",
+        "class A:\n    import matplotlib.pyplot",
+    ],
+)
+def test_the_import_check_sees_a_broken_law(line, tmp_path):
+    path = tmp_path / "bad.py"
+    path.write_text(line)
+    assert broken_imports(path)
+
+
+def test_each_file_loads_alone_from_an_empty_folder(tmp_path):
+    for path in FILES:
+        (tmp_path / path.name).write_text(path.read_text())
+    # One interpreter for all: each start of a backend costs seconds. Without the
+    # repository, nor an installed copy of it, nor the folder of the copies in reach.
+    script = f"""
+import importlib.util, pathlib, sys, warnings
+warnings.simplefilter("error")
+warnings.filterwarnings("ignore", category=DeprecationWarning)
+class NoRepository:
+    def find_spec(name, path=None, target=None):
+        if name.split(".")[0] in ("recipes", "callbacks"):
+            raise ImportError(name + " is not there")
+sys.meta_path.insert(0, NoRepository)
+for file in sorted(pathlib.Path({str(tmp_path)!r}).glob("*.py")):
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    sys.modules[file.stem] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert "recipes" not in sys.modules
+    print(file.stem)
+"""
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == sorted(path.stem for path in FILES)
+
+
+def test_file_names_are_unique_and_hide_no_other_module():
+    names = [path.stem for path in FILES]
+    assert len(set(names)) == len(names)
+    taken = {*sys.stdlib_module_names, *IN_FUNCTIONS, *BACKENDS, "keras", "numpy"}
+    assert not taken & set(names)
+
+
+def wrong_twins(sources):
+    """Names defined in several files that break the rule for twins."""
+    definitions = collections.defaultdict(list)
+    for source in sources:
+        for node in ast.parse(source).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                definitions[node.name].append(node)
+    return [
+        name
+        for name, nodes in definitions.items()
+        if len(nodes) > 1
+        and not (
+            len(nodes) == 2
+            and name.startswith("_")
+            and all(isinstance(node, ast.FunctionDef) for node in nodes)
+            and all(node.end_lineno - node.lineno < 8 for node in nodes)
+            and ast.dump(nodes[0]) == ast.dump(nodes[1])
+        )
+    ]
+
+
+def test_only_short_private_functions_stand_twice_and_then_are_equal():
+    assert wrong_twins([path.read_text() for path in FILES]) == []
+
+
+@pytest.mark.parametrize(
+    "sources",
+    [
+        ["def _f():\n    return 1", "def _f():\n    return 2"],
+        ["def f(): pass"] * 2,
+        ["class _A: pass"] * 2,
+        ["def _f(): pass"] * 3,
+        ["def _f():\n" + "    pass\n" * 8] * 2,
+    ],
+)
+def test_the_twin_check_sees_a_broken_law(sources):
+    assert wrong_twins(sources)
+
+
+@every_file
+def test_header_says_what_when_how_and_since(path):
+    docstring = ast.get_docstring(ast.parse(path.read_text()))
+    lines = docstring.splitlines()
+    assert len(lines[0]) <= 85 and lines[0].endswith(".")
+    assert lines[1] == ""
+    assert "```python" in docstring
+    assert any(line.startswith("Reference: ") for line in lines)
+    assert re.fullmatch(r"Revised: \d+\.\d+\.\d+", lines[-1])
+
+
+@every_file
+def test_a_long_file_says_why_in_its_header(path):
+    source = path.read_text()
+    if len(source.splitlines()) > 250:
+        header = " ".join(ast.get_docstring(ast.parse(source)).split())
+        assert "longer than most" in header
+
+
+@every_file
+def test_every_file_has_its_tests(path):
+    assert (ROOT / "tests" / f"test_{path.stem}.py").exists()

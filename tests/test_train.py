@@ -1,0 +1,127 @@
+"""train.py as its users meet it: the command line, the files, the refusals."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+import train
+
+ROOT = pathlib.Path(__file__).parent.parent
+DRY = ["--dry-run", "--data", "garments"]
+
+
+@pytest.mark.parametrize("name", train.RUNS)
+def test_every_run_trains_and_leaves_its_files(name, tmp_path, capsys):
+    assert train.main([name, *DRY, "--output", str(tmp_path), "--seed", "3"]) == 0
+    folder = tmp_path / f"{name}-3"
+    files = ["curves.png", "history.csv", "metrics.json", "model.keras"]
+    has_dropout = name in ("recommended", "dropout", "alpha_dropout")
+    if has_dropout:
+        files.append("uncertainty.png")
+    assert sorted(os.listdir(folder)) == files
+    assert os.listdir(tmp_path) == [folder.name]
+
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["run"] == name and metrics["seed"] == 3 and metrics["epochs"] == 1
+    assert metrics["versions"]["keras"] == keras.version()
+    assert keras.backend.backend() in metrics["versions"]
+    assert ("MC Dropout" in metrics["test"]) == has_dropout
+
+    history = pd.read_csv(folder / "history.csv")
+    assert len(history) == 1 and np.isfinite(history["loss"]).all()
+    assert history["learning_rate"].iloc[0] > 0
+
+    # The saved model gives the numbers in the file.
+    model = keras.saving.load_model(folder / "model.keras", safe_mode=True)
+    data, _ = train.load_data(train.command_line().parse_args([name, *DRY]))
+    accuracy = (model.predict(data.x_test, verbose=0).argmax(1) == data.y_test).mean()
+    assert metrics["test"]["deterministic"]["accuracy"] == pytest.approx(accuracy)
+
+    printed = capsys.readouterr().out.strip().splitlines()
+    assert "drawn garments" in printed[0] and "drawn garments" in printed[-1]
+    assert "drawn garments" in metrics["data"]
+
+
+def test_the_same_seed_trains_the_same_weights(tmp_path):
+    def weights(output, seed):
+        arguments = ["dropout", *DRY, "--output", str(output), "--seed", seed]
+        assert train.main(arguments) == 0
+        path = output / f"dropout-{seed}" / "model.keras"
+        return keras.saving.load_model(path).get_weights()
+
+    first, again = weights(tmp_path / "a", "1"), weights(tmp_path / "b", "1")
+    other = weights(tmp_path / "a", "2")
+    assert all((a == b).all() for a, b in zip(first, again, strict=True))
+    assert any((a != b).any() for a, b in zip(first, other, strict=True))
+
+
+def test_a_run_replaces_an_older_one_only_when_it_succeeds(tmp_path, monkeypatch):
+    arguments = ["baseline", *DRY, "--output", str(tmp_path)]
+    train.main(arguments)
+    marker = tmp_path / "baseline-0" / "marker"
+    marker.touch()
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(train, "plot_curves", full_disk)
+    with pytest.raises(SystemExit) as leaving:
+        train.main(arguments)
+    assert leaving.value.code == 2
+    assert marker.exists() and os.listdir(tmp_path) == ["baseline-0"]
+    monkeypatch.undo()
+    train.main(arguments)
+    assert not marker.exists() and os.listdir(tmp_path) == ["baseline-0"]
+
+
+def test_list_names_every_run_with_one_line(capsys):
+    assert train.main(["--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(train.RUNS)
+    assert all(len(line.split()) > 3 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["recomended"], "no run 'recomended'; did you mean 'recommended'?"),
+        (["xyzzy"], "no run 'xyzzy'; python train.py --list shows all"),
+        (["--epochs", "0"], "must be a whole number from 1, not '0'"),
+        (["--epochs", "many"], "not 'many'"),
+        (["--seed", "-1"], "must be a whole number from 0, not '-1'"),
+        (["--seed", str(2**32)], "must be a whole number"),
+        (["--data", "/nowhere"], "/nowhere holds no"),
+        (["--frobnicate"], "--frobnicate"),
+        (["--output", "/dev/null/runs"], "/dev/null"),
+    ],
+)
+def test_wrong_arguments_end_in_one_sentence_and_exit_code_2(
+    arguments, message, capsys
+):
+    with pytest.raises(SystemExit) as leaving:
+        train.main(arguments)
+    assert leaving.value.code == 2
+    printed = capsys.readouterr().err
+    assert message in printed and len(printed.splitlines()) == 1
+
+
+def test_epochs_replaces_the_runs_own_number(tmp_path):
+    train.main(["baseline", *DRY, "--epochs", "2", "--output", str(tmp_path)])
+    assert len(pd.read_csv(tmp_path / "baseline-0" / "history.csv")) == 2
+
+
+def test_the_script_runs_from_another_folder(tmp_path):
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "--list"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0 and "recommended" in result.stdout

@@ -1,0 +1,611 @@
+"""Train on Fashion-MNIST with the recipes of this collection.
+
+    python train.py                          the `recommended` run
+    python train.py dropout --seed 3         any other run
+    python train.py --list                   all of them, a line each
+    python train.py adam --dry-run           one epoch on 512 images, in seconds
+
+A run is one short function below: it returns a compiled model and its callbacks.
+Results go to runs/NAME-SEED/: model.keras, history.csv, metrics.json, curves.png and,
+for runs with dropout, uncertainty.png.
+"""
+
+import argparse
+import contextlib
+import difflib
+import json
+import os
+import pathlib
+import platform
+import sys
+import tempfile
+import time
+import typing
+from collections.abc import Callable
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notices
+
+import keras
+import numpy as np
+import pandas as pd
+from keras import layers
+from matplotlib.figure import Figure
+
+from callbacks.schedulers import (
+    ExponentialScheduler,
+    LearningRateLogger,
+    PiecewiseScheduler,
+    PlateauScheduler,
+    PowerScheduler,
+)
+from recipes import fashion_mnist, uncertainty
+from recipes.initializers import initializer_for
+from recipes.mc_dropout import MCDropoutPredictor
+from recipes.optimizers import make_optimizer
+from recipes.regularizers import MaxNorm, regularize
+from recipes.schedules import Exponential, Piecewise, PowerDecay
+
+DATA_FOLDER = pathlib.Path(__file__).parent / "data" / "fashion-mnist"
+MC_SAMPLES = 100  # as in the book
+
+
+class Run(typing.NamedTuple):
+    """How a function below is trained, and by which name it is called."""
+
+    build: Callable
+    epochs: int
+    batch_size: int
+    scale: str
+
+
+class Plan(typing.NamedTuple):
+    """What a run may need to know about the training ahead."""
+
+    epochs: int
+    steps_per_epoch: int
+
+    @property
+    def total_steps(self):
+        """Number of weight updates in the whole run."""
+        return self.epochs * self.steps_per_epoch
+
+
+RUNS = {}
+
+
+def run(*, epochs=10, batch_size=32, scale="unit"):
+    """Put a function into `RUNS`: batch size 32 and 10 epochs are the chapter's."""
+
+    def register(build):
+        RUNS[build.__name__] = Run(build, epochs, batch_size, scale)
+        return build
+
+    return register
+
+
+def network(
+    activation="relu",
+    *,
+    hidden_units=(100, 100, 100),
+    initializer=None,
+    dropout=None,
+    **dense_options,
+):
+    """Dense layers as in the chapter; `dropout()` makes the layer before each."""
+    stack = [keras.Input((28, 28)), layers.Flatten()]
+    for units in hidden_units:
+        stack += [dropout()] if dropout else []
+        kernel_initializer = (
+            initializer() if initializer else initializer_for(activation)
+        )
+        stack += [
+            layers.Dense(
+                units,
+                activation,
+                kernel_initializer=kernel_initializer,
+                **dense_options,
+            )
+        ]
+    stack += [dropout()] if dropout else []
+    stack += [
+        layers.Dense(10, "softmax", kernel_initializer=initializer_for("softmax"))
+    ]
+    return keras.Sequential(stack)
+
+
+def compiled(model, optimizer):
+    """The model, ready for `fit`."""
+    model.compile(
+        optimizer, loss="sparse_categorical_crossentropy", metrics=["accuracy"]
+    )
+    return model
+
+
+# --- the main job
+
+
+@run(epochs=20, batch_size=128)
+def recommended(plan):
+    """He weights, dropout, Adam with a rate that falls a hundredfold, MC Dropout."""
+    model = network(hidden_units=(512, 256), dropout=lambda: layers.Dropout(0.2))
+    schedule = Exponential(0.002, decay_steps=plan.total_steps, factor=0.01)
+    return compiled(model, make_optimizer("adam", schedule)), []
+
+
+@run()
+def baseline(plan):
+    """No recipe: the chapter's three layers of 100 ReLU, Keras's weights, plain SGD."""
+    model = network(initializer=lambda: "glorot_uniform")
+    return compiled(model, keras.optimizers.SGD(0.01)), []
+
+
+# --- initial weights: the activation decides
+
+
+@run()
+def he_normal(plan):
+    """ReLU with He's normal weights, what `initializer_for("relu")` gives."""
+    return compiled(network("relu"), make_optimizer("sgd", 0.01)), []
+
+
+@run()
+def he_uniform(plan):
+    """ReLU with He's uniform weights."""
+    model = network(initializer=lambda: initializer_for("relu", distribution="uniform"))
+    return compiled(model, make_optimizer("sgd", 0.01)), []
+
+
+@run()
+def glorot_normal(plan):
+    """Activation tanh with Glorot's weights."""
+    return compiled(network("tanh"), make_optimizer("sgd", 0.01)), []
+
+
+@run(scale="standardize")
+def lecun_normal(plan):
+    """SELU with LeCun's weights on standardized inputs."""
+    return compiled(network("selu"), make_optimizer("sgd", 0.01)), []
+
+
+# --- gradient clipping
+
+
+@run()
+def clip_value(plan):
+    """Each component of the gradient within 0.01: its direction changes."""
+    return compiled(network(), make_optimizer("momentum", 0.01, clipvalue=0.01)), []
+
+
+@run()
+def clip_norm(plan):
+    """The gradient of each variable within norm 0.5: its direction stays."""
+    return compiled(network(), make_optimizer("momentum", 0.01, clipnorm=0.5)), []
+
+
+@run()
+def clip_global_norm(plan):
+    """All gradients together within norm 1: the direction of the step stays."""
+    optimizer = make_optimizer("momentum", 0.01, global_clipnorm=1.0)
+    return compiled(network(), optimizer), []
+
+
+# --- optimizers, with the chapter's hyper-parameters
+
+
+@run()
+def sgd(plan):
+    """Plain gradient descent, rate 0.001."""
+    return compiled(network(), make_optimizer("sgd")), []
+
+
+@run()
+def momentum(plan):
+    """Momentum 0.9, rate 0.001."""
+    return compiled(network(), make_optimizer("momentum")), []
+
+
+@run()
+def nesterov(plan):
+    """Momentum 0.9 with the gradient at the look-ahead point, rate 0.001."""
+    return compiled(network(), make_optimizer("nesterov")), []
+
+
+@run()
+def adagrad(plan):
+    """AdaGrad, rate 0.001: its steps only shrink."""
+    return compiled(network(), make_optimizer("adagrad")), []
+
+
+@run()
+def adadelta(plan):
+    """AdaDelta: step sizes in the units of the weights."""
+    return compiled(network(), make_optimizer("adadelta")), []
+
+
+@run()
+def rmsprop(plan):
+    """RMSProp, decay 0.9, rate 0.001."""
+    return compiled(network(), make_optimizer("rmsprop")), []
+
+
+@run()
+def adam(plan):
+    """Adam, rate 0.001."""
+    return compiled(network(), make_optimizer("adam")), []
+
+
+@run()
+def adamax(plan):
+    """AdaMax: Adam with the maximum norm, rate 0.001."""
+    return compiled(network(), make_optimizer("adamax")), []
+
+
+@run()
+def nadam(plan):
+    """Nadam: Adam with Nesterov's look-ahead, rate 0.001."""
+    return compiled(network(), make_optimizer("nadam")), []
+
+
+@run()
+def adamw(plan):
+    """AdamW: Adam with decoupled weight decay 1e-5, rate 0.001."""
+    return compiled(network(), make_optimizer("adamw")), []
+
+
+# --- learning-rate schedules inside the compiled step
+
+
+@run()
+def power_decay(plan):
+    """Rate 0.01 / (1 + t / 10000), as in the book."""
+    schedule = PowerDecay(0.01, decay_steps=10_000)
+    return compiled(network(), make_optimizer("momentum", schedule)), []
+
+
+@run()
+def exponential_decay(plan):
+    """Rate from 0.01, ten times lower every 20,000 steps, as in the book."""
+    schedule = Exponential(0.01, decay_steps=20_000)
+    return compiled(network(), make_optimizer("momentum", schedule)), []
+
+
+@run()
+def piecewise_decay(plan):
+    """Rate 0.01, then 0.005, then 0.001, changed at a half and at four fifths."""
+    boundaries = [plan.total_steps // 2, plan.total_steps * 4 // 5]
+    schedule = Piecewise(boundaries, [0.01, 0.005, 0.001])
+    return compiled(network(), make_optimizer("momentum", schedule)), []
+
+
+# --- learning-rate schedules as callbacks, in epochs
+
+
+@run()
+def power_scheduler(plan):
+    """Rate 0.01 / (1 + epoch / 5), before each step."""
+    scheduler = PowerScheduler(0.01, decay_epochs=5, per="step")
+    return compiled(network(), make_optimizer("momentum", 0.01)), [scheduler]
+
+
+@run()
+def exponential_scheduler(plan):
+    """Rate from 0.01, ten times lower in 20 epochs, before each epoch."""
+    scheduler = ExponentialScheduler(0.01, decay_epochs=20)
+    return compiled(network(), make_optimizer("momentum", 0.01)), [scheduler]
+
+
+@run()
+def piecewise_scheduler(plan):
+    """Rate 0.01, from epoch 5 0.005, from epoch 8 0.001."""
+    scheduler = PiecewiseScheduler([5, 8], [0.01, 0.005, 0.001])
+    return compiled(network(), make_optimizer("momentum", 0.01)), [scheduler]
+
+
+@run()
+def plateau_scheduler(plan):
+    """Rate from 0.01, halved when the validation loss has not fallen for 2 epochs."""
+    scheduler = PlateauScheduler(factor=0.5, patience=2)
+    return compiled(network(), make_optimizer("momentum", 0.01)), [scheduler]
+
+
+# --- regularization
+
+
+@run()
+def l1(plan):
+    """Penalty 1e-5 times the sum of absolute weights."""
+    model = regularize(network(), l1=1e-5)
+    return compiled(model, make_optimizer("momentum", 0.01)), []
+
+
+@run()
+def l2(plan):
+    """Penalty 1e-4 times the sum of squared weights, by Keras's own argument."""
+    model = network(kernel_regularizer=keras.regularizers.L2(1e-4))
+    return compiled(model, make_optimizer("momentum", 0.01)), []
+
+
+@run()
+def l1_l2(plan):
+    """Both penalties on every kernel."""
+    model = regularize(network(), l1=1e-6, l2=1e-4)
+    return compiled(model, make_optimizer("momentum", 0.01)), []
+
+
+@run()
+def max_norm(plan):
+    """The incoming weights of each unit within norm 1, as in the book."""
+    model = network(kernel_constraint=MaxNorm(1.0))
+    return compiled(model, make_optimizer("momentum", 0.01)), []
+
+
+@run()
+def dropout(plan):
+    """Dropout 0.2 before each layer, as in the book, and MC Dropout on the result."""
+    model = network(hidden_units=(100, 100), dropout=lambda: layers.Dropout(0.2))
+    return compiled(model, make_optimizer("momentum", 0.01)), []
+
+
+@run(scale="standardize")
+def alpha_dropout(plan):
+    """SELU with AlphaDropout 0.1, which keeps mean and variance, and MC Dropout."""
+    model = network("selu", dropout=lambda: layers.AlphaDropout(0.1))
+    return compiled(model, make_optimizer("nesterov", 0.01)), []
+
+
+# --- from the command line to the files
+
+
+def main(arguments=None):
+    """Train one run and return the process's exit code."""
+    parser = command_line()
+    options = parser.parse_args(arguments)
+    if options.list:
+        width = max(map(len, RUNS))
+        for name, one in RUNS.items():
+            print(f"{name:<{width}}  {one.build.__doc__}")
+        return 0
+    try:
+        data, source = load_data(options)
+    except (OSError, ValueError) as error:
+        parser.error(" ".join(str(error).split()))
+    try:
+        with folder_in_the_making(options) as folder:
+            train(options, data, source, folder)
+    except OSError as error:
+        parser.error(f"the results cannot be written: {error}")
+    print(f"Written to {run_folder(options)}, from {source}.")
+    return 0
+
+
+def train(options, data, source, folder):
+    """Train the run that the options name; leave its files in `folder`."""
+    chosen = RUNS[options.run]
+    print(f"{options.run}, seed {options.seed}, on {source}.")
+    keras.utils.set_random_seed(options.seed)
+    epochs = options.epochs or (1 if options.dry_run else chosen.epochs)
+    batches = fashion_mnist.epoch_batches(
+        data.x_train, data.y_train, chosen.batch_size, seed=options.seed
+    )
+    model, callbacks = chosen.build(Plan(epochs, len(batches)))
+    began = time.perf_counter()
+    history = model.fit(
+        batches,
+        epochs=epochs,
+        validation_data=(data.x_valid, data.y_valid),
+        # First: it logs the rate that was used, before a scheduler sets the next one.
+        callbacks=[LearningRateLogger(), *callbacks],
+    )
+    seconds = time.perf_counter() - began
+    history = pd.DataFrame(history.history).rename_axis("epoch")
+    began = time.perf_counter()
+    probabilities = {"deterministic": model.predict(data.x_test, verbose=0)}
+    durations = {"deterministic": time.perf_counter() - began}
+    if has_dropout(model):
+        began = time.perf_counter()
+        prediction = MCDropoutPredictor(
+            model, num_samples=MC_SAMPLES, seed=options.seed
+        ).predict(data.x_test, keep_samples=True)
+        probabilities["MC Dropout"] = prediction.mean
+        durations["MC Dropout"] = time.perf_counter() - began
+        figure = plot_uncertainty(data, prediction)
+        figure.savefig(folder / "uncertainty.png", dpi=100)
+    table = pd.DataFrame(
+        {
+            name: {**scores(p, data.y_test), "seconds": durations[name]}
+            for name, p in probabilities.items()
+        }
+    ).T
+    model.save(folder / "model.keras")
+    history.to_csv(folder / "history.csv")
+    plot_curves(history, options.run).savefig(folder / "curves.png", dpi=100)
+    metrics = {
+        "run": options.run,
+        "seed": options.seed,
+        "data": source,
+        "dry_run": options.dry_run,
+        "epochs": epochs,
+        "batch_size": chosen.batch_size,
+        "training_seconds": seconds,
+        "validation_accuracy": float(history["val_accuracy"].iloc[-1]),
+        "test": table.to_dict(orient="index"),
+        "device": ", ".join(keras.distribution.list_devices()),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "versions": {
+            "python": platform.python_version(),
+            "keras": keras.version(),
+            keras.backend.backend(): backend_version(),
+            "numpy": np.__version__,
+        },
+    }
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    print(f"\nTest set, {len(data.y_test)} images:\n{table.round(4).to_string()}\n")
+
+
+def load_data(options):
+    """The data that `--data` asks for, scaled as the run wants them, and their name."""
+    scale = RUNS[options.run].scale
+    data_dir = DATA_FOLDER
+    if options.data not in ("auto", "fashion-mnist", "garments"):
+        data_dir = pathlib.Path(options.data)
+        if not list(data_dir.glob("*-ubyte.gz")):
+            raise ValueError(f"--data: {data_dir} holds no *-ubyte.gz files")
+    if options.data != "garments":
+        try:
+            data = fashion_mnist.load(data_dir, scale=scale)
+        except FileNotFoundError:
+            if options.data != "auto":
+                raise
+        else:
+            if options.dry_run:
+                parts = {name: getattr(data, name)[:512] for name in data._fields[:-1]}
+                data = data._replace(**parts)
+            return data, "Fashion-MNIST"
+    num_train, num_held_out = (512, 512) if options.dry_run else (20_000, 4_000)
+    data = fashion_mnist.split_and_scale(
+        fashion_mnist.draw_garments(num_train + num_held_out, seed=1),
+        fashion_mnist.draw_garments(num_held_out, seed=2),
+        scale=scale,
+        validation_size=num_held_out,
+    )
+    return data, "drawn garments, NOT Fashion-MNIST"
+
+
+def has_dropout(model):
+    """Whether MC Dropout has anything to sample."""
+    kinds = (layers.Dropout, layers.AlphaDropout)
+    return any(isinstance(layer, kinds) for layer in model.layers)
+
+
+def scores(probabilities, labels):
+    """The measures of the table, on the test set."""
+    return {
+        "accuracy": float(np.mean(probabilities.argmax(axis=1) == labels)),
+        "nll": uncertainty.negative_log_likelihood(probabilities, labels),
+        "calibration_error": uncertainty.expected_calibration_error(
+            probabilities, labels
+        ),
+    }
+
+
+def backend_version():
+    """Version of the library that computes."""
+    return sys.modules[keras.backend.backend()].__version__
+
+
+def plot_curves(history, title):
+    """Loss, accuracy and learning rate by epoch."""
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    figure.suptitle(title)
+    epochs = history.index + 1
+    panels = zip(
+        figure.subplots(1, 3), ("loss", "accuracy", "learning_rate"), strict=True
+    )
+    for axes, name in panels:
+        axes.plot(epochs, history[name], "o-", markersize=3, label="training")
+        if f"val_{name}" in history:
+            axes.plot(
+                epochs, history[f"val_{name}"], "s--", markersize=3, label="validation"
+            )
+            axes.legend()
+        axes.set(
+            xlabel="epoch", ylabel=name.replace("_", " "), xlim=(0.5, len(epochs) + 0.5)
+        )
+        axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set(yscale="log", title="last rate of each epoch")
+    return figure
+
+
+def plot_uncertainty(data, prediction):
+    """The test images whose predictions are least certain, beside their samples."""
+    return uncertainty.plot_most_uncertain(
+        data.x_test,
+        prediction.samples,
+        labels=data.y_test,
+        class_names=data.class_names,
+    )
+
+
+def run_folder(options):
+    """Where a run's files lie."""
+    return options.output / f"{options.run}-{options.seed}"
+
+
+@contextlib.contextmanager
+def folder_in_the_making(options):
+    """A new folder that becomes the run's own only when all went well."""
+    target = run_folder(options)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        dir=target.parent, prefix=f".{target.name}-"
+    ) as scratch:
+        making = pathlib.Path(scratch) / "new"
+        making.mkdir()
+        yield making
+        if target.exists():
+            target.rename(pathlib.Path(scratch) / "old")
+        making.rename(target)
+
+
+class OneSentenceParser(argparse.ArgumentParser):
+    """Ends with one sentence and exit code 2, without repeating the usage."""
+
+    def error(self, message):
+        """Say what is wrong and leave."""
+        self.exit(2, f"train.py: {message}\n")
+
+
+def run_name(text):
+    """One of `RUNS`, or an error that suggests the nearest."""
+    if text in RUNS:
+        return text
+    nearest = difflib.get_close_matches(text, RUNS, n=1)
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    raise argparse.ArgumentTypeError(
+        f"there is no run {text!r}; {hint}python train.py --list shows all"
+    )
+
+
+def whole_number(minimum):
+    """An argument type: an integer from `minimum`."""
+
+    def parse(text):
+        try:
+            number = int(text)
+        except ValueError:
+            number = None
+        if number is None or not minimum <= number < 2**32:
+            raise argparse.ArgumentTypeError(
+                f"must be a whole number from {minimum}, not {text!r}"
+            )
+        return number
+
+    return parse
+
+
+def command_line():
+    """The options of this script."""
+    parser = OneSentenceParser(
+        prog="train.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("run", nargs="?", default="recommended", type=run_name, help="a name of --list")
+    add("--list", action="store_true", help="show all runs, a line each")
+    add("--epochs", type=whole_number(1), help="instead of the run's own number")
+    add("--seed", type=whole_number(0), default=0, help="weights, order, dropout (0)")
+    add(
+        "--data",
+        default="auto",
+        metavar="{auto,fashion-mnist,garments,DIR}",
+        help="auto: Fashion-MNIST, or drawn garments where it cannot be had",
+    )
+    add("--output", type=pathlib.Path, default=pathlib.Path("runs"), metavar="DIR")
+    add("--dry-run", action="store_true", help="one epoch on 512 images")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
