@@ -124,11 +124,21 @@ def compiled(model, optimizer):
 # --- the main job
 
 
-@run(epochs=20, batch_size=128)
+@run(epochs=20, batch_size=256)
 def recommended(plan):
-    """He weights, dropout, Adam with a rate that falls a hundredfold, MC Dropout."""
-    model = network(hidden_units=(512, 256), dropout=lambda: layers.Dropout(0.2))
-    schedule = Exponential(0.002, decay_steps=plan.total_steps, factor=0.01)
+    """He weights, dropout, Adam with a rate that falls twentyfold, MC Dropout."""
+    model = keras.Sequential(
+        [
+            keras.Input((28, 28)),
+            layers.Flatten(),
+            layers.Dense(512, "relu", kernel_initializer=initializer_for("relu")),
+            layers.Dropout(0.2),
+            layers.Dense(256, "relu", kernel_initializer=initializer_for("relu")),
+            layers.Dropout(0.2),
+            layers.Dense(10, "softmax", kernel_initializer=initializer_for("softmax")),
+        ]
+    )
+    schedule = Exponential(0.002, decay_steps=plan.total_steps, factor=0.05)
     return compiled(model, make_optimizer("adam", schedule)), []
 
 

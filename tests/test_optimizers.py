@@ -1,0 +1,653 @@
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recipes.optimizers import ClippedOptimizer, make_optimizer
+
+ROOT = pathlib.Path(__file__).parent.parent
+BOUNDS = ("clipvalue", "clipnorm", "global_clipnorm")
+EPSILON = 1e-7
+
+
+def variables_like(arrays):
+    return [keras.Variable(np.asarray(array, "float32")) for array in arrays]
+
+
+def tensors(arrays):
+    return [
+        None
+        if array is None
+        else keras.ops.convert_to_tensor(np.asarray(array, "float32"))
+        for array in arrays
+    ]
+
+
+def values(variables):
+    return [np.asarray(variable.value) for variable in variables]
+
+
+def handed_on(gradients, **bounds):
+    """What the inner optimizer receives, and the wrapper that handed it on."""
+    variables = variables_like([np.zeros_like(g) for g in gradients])
+    optimizer = ClippedOptimizer(keras.optimizers.SGD(1.0), **bounds)
+    optimizer.apply(tensors(gradients), variables)
+    return [-value for value in values(variables)], optimizer
+
+
+def clip(gradients, clipvalue=None, clipnorm=None, global_clipnorm=None):
+    """The formulas of the docstring, in float64."""
+    gradients = [np.asarray(g, "float64") for g in gradients]
+    if clipvalue:
+        gradients = [
+            np.minimum(np.maximum(g, -clipvalue), clipvalue) for g in gradients
+        ]
+    if clipnorm:
+        norms = [np.sqrt(np.sum(g**2)) for g in gradients]
+        gradients = [
+            g * clipnorm / max(n, clipnorm)
+            for g, n in zip(gradients, norms, strict=True)
+        ]
+    if global_clipnorm:
+        norm = np.sqrt(sum(np.sum(g**2) for g in gradients))
+        gradients = [
+            g * global_clipnorm / max(norm, global_clipnorm) for g in gradients
+        ]
+    return gradients
+
+
+def linear_model(optimizer, num_inputs=3, **compile_options):
+    model = keras.Sequential(
+        [keras.Input((num_inputs,)), keras.layers.Dense(1, kernel_initializer="zeros")]
+    )
+    model.compile(optimizer, loss="mse", **compile_options)
+    return model
+
+
+def linear_data(num_samples=32, num_inputs=3):
+    rng = np.random.default_rng(42)
+    x = rng.normal(size=(num_samples, num_inputs)).astype("float32")
+    return x, (x.sum(axis=1, keepdims=True) + 1).astype("float32")
+
+
+def run_python(script, backend, *arguments):
+    result = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        env={**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+# The ten update rules. `s` holds a rule's state, 0 at first; t counts from 1.
+
+
+def sgd(w, g, t, s, rate):
+    return w - rate * g
+
+
+def momentum(w, g, t, s, rate):
+    s["m"] = 0.9 * s.get("m", 0) - rate * g
+    return w + s["m"]
+
+
+def nesterov(w, g, t, s, rate):
+    # The gradient is the one at the look-ahead point, which is where w stands.
+    s["m"] = 0.9 * s.get("m", 0) - rate * g
+    return w + 0.9 * s["m"] - rate * g
+
+
+def adagrad(w, g, t, s, rate):
+    s["sum"] = s.get("sum", 0.1) + g**2
+    return w - rate * g / np.sqrt(s["sum"] + EPSILON)
+
+
+def adadelta(w, g, t, s, rate):
+    s["g2"] = 0.95 * s.get("g2", 0) + 0.05 * g**2
+    step = np.sqrt(s.get("d2", 0) + EPSILON) / np.sqrt(s["g2"] + EPSILON) * g
+    s["d2"] = 0.95 * s.get("d2", 0) + 0.05 * step**2
+    return w - rate * step
+
+
+def rmsprop(w, g, t, s, rate):
+    s["v"] = 0.9 * s.get("v", 0) + 0.1 * g**2
+    return w - rate * g / np.sqrt(s["v"] + EPSILON)
+
+
+def adam(w, g, t, s, rate):
+    s["m"] = 0.9 * s.get("m", 0) + 0.1 * g
+    s["v"] = 0.999 * s.get("v", 0) + 0.001 * g**2
+    corrected_rate = rate * np.sqrt(1 - 0.999**t) / (1 - 0.9**t)
+    return w - corrected_rate * s["m"] / (np.sqrt(s["v"]) + EPSILON)
+
+
+def adamax(w, g, t, s, rate):
+    s["m"] = 0.9 * s.get("m", 0) + 0.1 * g
+    s["u"] = np.maximum(0.999 * s.get("u", 0), np.abs(g))
+    return w - rate / (1 - 0.9**t) * s["m"] / (s["u"] + EPSILON)
+
+
+def nadam(w, g, t, s, rate):
+    def mu(t):
+        return 0.9 * (1 - 0.5 * 0.96**t)
+
+    s["m"] = 0.9 * s.get("m", 0) + 0.1 * g
+    s["v"] = 0.999 * s.get("v", 0) + 0.001 * g**2
+    s["product"] = s.get("product", 1) * mu(t)
+    m = mu(t + 1) * s["m"] / (1 - s["product"] * mu(t + 1))
+    m = m + (1 - mu(t)) * g / (1 - s["product"])
+    return w - rate * m / (np.sqrt(s["v"] / (1 - 0.999**t)) + EPSILON)
+
+
+def adamw(w, g, t, s, rate):
+    return adam(w - 0.1 * rate * w, g, t, s, rate)
+
+
+RULES = [
+    sgd,
+    momentum,
+    nesterov,
+    adagrad,
+    adadelta,
+    rmsprop,
+    adam,
+    adamax,
+    nadam,
+    adamw,
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_twenty_steps_follow_the_paper(rule):
+    # Larger than the chapter's numbers, so that every term can be seen.
+    rate = 1.0 if rule is adadelta else 0.01
+    options = {"weight_decay": 0.1} if rule is adamw else {}
+    optimizer = make_optimizer(rule.__name__, rate, **options)
+    rng = np.random.default_rng(0)
+    expected = rng.uniform(-1, 1, size=(3, 2))
+    (variable,) = variables_like([expected])
+    state = {}
+    for t in range(1, 21):
+        gradient = rng.normal(size=(3, 2))
+        expected = rule(expected, gradient, t, state, rate)
+        optimizer.apply(tensors([gradient]), [variable])
+    np.testing.assert_allclose(variable, expected, atol=1e-6, rtol=0)
+
+
+def test_hyper_parameters_are_the_chapters():
+    adam_betas = {"beta_1": 0.9, "beta_2": 0.999}
+    chapter = {
+        "sgd": ("SGD", {"momentum": 0.0, "nesterov": False}),
+        "momentum": ("SGD", {"momentum": 0.9, "nesterov": False}),
+        "nesterov": ("SGD", {"momentum": 0.9, "nesterov": True}),
+        "adagrad": ("Adagrad", {}),
+        "adadelta": ("Adadelta", {"rho": 0.95}),
+        "rmsprop": ("RMSprop", {"rho": 0.9}),
+        "adam": ("Adam", adam_betas),
+        "adamax": ("Adamax", adam_betas),
+        "nadam": ("Nadam", adam_betas),
+        "adamw": ("AdamW", adam_betas | {"weight_decay": 1e-5}),
+    }
+    for name, (kind, hyper_parameters) in chapter.items():
+        optimizer = make_optimizer(name)
+        config = optimizer.get_config()
+        assert type(optimizer).__name__ == kind
+        assert config["learning_rate"] == pytest.approx(0.001)
+        assert config.items() >= hyper_parameters.items()
+
+
+def test_options_win_over_the_table_and_leave_it_alone():
+    first = make_optimizer("momentum", momentum=0.5)
+    second = make_optimizer("momentum")
+    assert (first.momentum, second.momentum) == (0.5, 0.9)
+
+
+@pytest.mark.parametrize("rate", [1, np.float32(0.5), np.int64(2)])
+def test_a_rate_of_any_number_type_is_taken(rate):
+    assert float(make_optimizer("sgd", rate).learning_rate) == rate
+
+
+def test_a_schedule_is_taken():
+    schedule = keras.optimizers.schedules.InverseTimeDecay(0.5, 1, 1.0)
+    for bounds in ({}, {"clipvalue": 9.0}):
+        optimizer = make_optimizer("sgd", schedule, **bounds)
+        (variable,) = variables_like([[0.0]])
+        for _ in range(2):
+            optimizer.apply(tensors([[1.0]]), [variable])
+        np.testing.assert_allclose(variable, [-0.5 - 0.25])
+
+
+# Clipping
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([(), (3,), (2, 4), (0, 2)]),
+            st.integers(-15, 25),
+            st.integers(0),
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+    st.fixed_dictionaries(
+        {}, optional={name: st.floats(1e-3, 1e3) for name in BOUNDS}
+    ).filter(bool),
+)
+@settings(max_examples=30, deadline=None)
+def test_clipping_is_the_formula(parts, bounds):
+    gradients = [
+        (10.0**exponent * np.random.default_rng(seed).normal(size=shape)).astype("f4")
+        for shape, exponent, seed in parts
+    ]
+    found, optimizer = handed_on(gradients, **bounds)
+    for one, other in zip(found, clip(gradients, **bounds), strict=True):
+        np.testing.assert_allclose(one, other, rtol=3e-6, atol=1e-36)
+    norm = np.sqrt(sum(np.sum(g.astype("f8") ** 2) for g in gradients))
+    assert optimizer.last_gradient_norm == pytest.approx(norm, rel=3e-6)
+
+
+@given(st.integers(0), st.floats(1e-3, 1e3), st.sampled_from(BOUNDS))
+@settings(max_examples=30, deadline=None)
+def test_a_gradient_inside_its_bound_is_unchanged_to_the_bit(seed, bound, name):
+    rng = np.random.default_rng(seed)
+    gradients = [rng.normal(size=5), rng.normal(size=(2, 3))]
+    norm = np.sqrt(sum(np.sum(g**2) for g in gradients))
+    gradients = [(g / norm * bound * 0.999).astype("f4") for g in gradients]
+    found, optimizer = handed_on(gradients, **{name: bound})
+    for one, other in zip(found, gradients, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert optimizer.clipped_fraction == 0.0
+
+
+def test_norms_keep_the_direction_and_the_value_does_not():
+    gradient = np.array([100.0, 1.0])
+    (by_value,), _ = handed_on([gradient], clipvalue=1.0)
+    np.testing.assert_array_equal(by_value, [1.0, 1.0])
+    for name in ("clipnorm", "global_clipnorm"):
+        (by_norm,), _ = handed_on([gradient], **{name: 1.0})
+        np.testing.assert_allclose(by_norm, gradient / np.linalg.norm(gradient))
+
+
+def test_clipnorm_is_per_variable_and_global_clipnorm_over_all():
+    gradients = [[3.0, 4.0], [0.0, 12.0]]  # norms 5 and 12, together 13
+    (small, large), _ = handed_on(gradients, clipnorm=6.0)
+    np.testing.assert_allclose([small, large], [[3.0, 4.0], [0.0, 6.0]])
+    (small, large), _ = handed_on(gradients, global_clipnorm=6.5)
+    np.testing.assert_allclose([small, large], [[1.5, 2.0], [0.0, 6.0]])
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+@pytest.mark.parametrize("strange", [1.0, np.nan, np.inf, -np.inf])
+def test_one_device_takes_keras_own_step_also_with_nan_and_infinity(name, strange):
+    gradients = tensors([[2.0, strange, -0.1], [[0.5], [-3.0]]])
+    steps = []
+    for optimizer in (
+        keras.optimizers.Adam(0.1, **{name: 1.0}),
+        make_optimizer("adam", 0.1, **{name: 1.0}),
+    ):
+        variables = variables_like([np.ones(3), np.ones((2, 1))])
+        optimizer.apply(gradients, variables)
+        steps.append(np.concatenate([value.ravel() for value in values(variables)]))
+    np.testing.assert_allclose(*steps, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+def test_an_id_that_occurs_four_times_is_clipped_once(name, kind):
+    ids = np.array([[1, 1, 1, 1]])
+    weights = {}
+    for repeated in (True, False):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential(
+            [keras.Input((4,)), keras.layers.Embedding(3, 1), keras.layers.Flatten()]
+        )
+        if not repeated:  # The same function, its gradient dense by construction.
+            model = keras.Sequential(
+                [keras.Input((3,)), keras.layers.Dense(1, use_bias=False)]
+            )
+        model.set_weights([np.zeros((3, 1))])
+        model.compile(
+            make_optimizer(kind, 1.0, **{name: 1.5}),
+            loss=lambda y, outputs: keras.ops.sum(outputs),
+        )
+        x = ids if repeated else np.array([[0.0, 4.0, 0.0]])
+        model.fit(x, np.zeros((1, 1)), epochs=2, verbose=0)
+        (weights[repeated],) = values(model.weights)
+        assert model.optimizer.last_gradient_norm == pytest.approx(4.0)
+    np.testing.assert_allclose(weights[True], weights[False], rtol=1e-6)
+    if kind == "sgd":
+        np.testing.assert_allclose(weights[True], [[0.0], [-3.0], [0.0]])
+
+
+REPLICAS = """
+import json, sys
+import keras, numpy as np, tensorflow as tf
+from recipes.optimizers import make_optimizer
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+two = [tf.config.LogicalDeviceConfiguration()] * 2
+tf.config.set_logical_device_configuration(cpu, two)
+mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+gradients = tf.constant([[200.0, 1.0], [-2.0, 0.5]])  # of two replicas
+
+def steps(strategy, **bounds):
+    with strategy.scope():
+        variables = [keras.Variable([0.0, 0.0]), keras.Variable(np.zeros((3, 2)))]
+        optimizer = make_optimizer("momentum", 1.0, **bounds)
+        optimizer.build(variables)
+
+    @tf.function
+    def step():
+        context = tf.distribute.get_replica_context()
+        mine = gradients[context.replica_id_in_sync_group]
+        if context.num_replicas_in_sync == 1:
+            mine = tf.reduce_sum(gradients, axis=0)
+        rows = tf.IndexedSlices(tf.stack([mine, mine]), [1, 1], [3, 2])
+        optimizer.apply([mine, rows], variables)
+
+    for _ in range(2):
+        strategy.run(step)
+    state = [optimizer.last_gradient_norm, optimizer.clipped_fraction]
+    return [(v + 0).numpy().ravel().tolist() for v in variables] + [state]
+
+def train(strategy):
+    with strategy.scope():
+        dense = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")
+        model = keras.Sequential([keras.Input((1,)), dense])
+        optimizer = make_optimizer("sgd", 1.0, clipnorm=1.0)
+        model.compile(
+            keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=8.0),
+            loss=lambda y, outputs: outputs,
+        )
+    x = np.array([[200.0], [-2.0]])
+    model.fit(x, x, batch_size=2, epochs=2, verbose=0)
+    return model.get_weights()[0].tolist() + [[optimizer.last_gradient_norm]]
+
+one = tf.distribute.get_strategy()
+cases = json.loads(sys.argv[1])
+results = [[steps(s, **bounds) for s in (one, mirrored)] for bounds in cases]
+print(json.dumps(results + [[train(one), train(mirrored)]]))
+"""
+
+
+def test_two_replicas_take_the_step_of_one_device():
+    every_bound = {"clipvalue": 50.0, "clipnorm": 40.0, "global_clipnorm": 30.0}
+    cases = [{name: bound} for name, bound in every_bound.items()] + [every_bound]
+    printed = run_python(REPLICAS, "tensorflow", json.dumps(cases))
+    *results, (one_fit, two_fit) = json.loads(printed.splitlines()[-1])
+    batch = [np.array([198.0, 1.5]), np.array([[0, 0], [396.0, 3.0], [0, 0]])]
+    norm = np.sqrt(sum(np.sum(g**2) for g in batch))
+    for (one, two), bounds in zip(results, cases, strict=True):
+        # Two steps of momentum 0.9 with one gradient: 1 + 1.9 times of it.
+        weights = [-2.9 * g.ravel() for g in clip(batch, **bounds)]
+        for found in (one, two):
+            for value, expected in zip(found, [*weights, [norm, 1.0]], strict=True):
+                np.testing.assert_allclose(value, expected, rtol=1e-5)
+    # The mean over the batch is 99: a step of 1.0, twice.
+    assert one_fit == two_fit == [[-2.0], [99.0]]
+
+
+def test_missing_gradients_are_left_out():
+    variables = variables_like([[1.0], [1.0, 1.0]])
+    optimizer = make_optimizer("sgd", 1.0, global_clipnorm=1.0)
+    with pytest.warns(UserWarning, match="Gradients do not exist"):
+        optimizer.apply(tensors([None, [3.0, 4.0]]), variables)
+    np.testing.assert_array_equal(variables[0], [1.0])
+    np.testing.assert_allclose(variables[1], [1 - 0.6, 1 - 0.8])
+    assert optimizer.last_gradient_norm == 5.0
+    with pytest.raises(ValueError, match="No gradients provided"):
+        optimizer.apply([None, None], variables)
+
+
+def test_a_value_that_overwrites_its_variable_is_no_gradient():
+    variables = variables_like([[1.0], [1.0]])
+    variables[0].overwrite_with_gradient = True
+    optimizer = make_optimizer("sgd", 1.0, global_clipnorm=1.0)
+    optimizer.apply(tensors([[50.0], [4.0]]), variables)
+    np.testing.assert_array_equal(values(variables), [[50.0], [0.0]])
+    assert optimizer.last_gradient_norm == 4.0
+
+
+def test_half_precision_gradients_neither_overflow_nor_change_type():
+    variable = keras.Variable(np.zeros(2), dtype="float16")
+    optimizer = make_optimizer("sgd", 1.0, clipnorm=1e-3)
+    gradient = keras.ops.convert_to_tensor(np.array([3e4, -4e4], "float16"))
+    optimizer.apply([gradient], [variable])
+    assert optimizer.last_gradient_norm == pytest.approx(5e4, rel=1e-3)
+    np.testing.assert_allclose(np.asarray(variable.value), [-6e-4, 8e-4], rtol=1e-3)
+
+
+# Training
+
+
+@pytest.mark.parametrize("options", [{}, {"jit_compile": True}])
+def test_history_is_that_of_a_loop_in_numpy(options):
+    x, y = linear_data()
+    w, b, losses, norms, clipped = np.zeros((3, 1)), np.zeros(1), [], [], []
+    for _ in range(8):
+        error = x @ w + b - y
+        losses.append(np.mean(error**2))
+        gradients = [2 * x.T @ error / len(x), 2 * error.mean(axis=0)]
+        norms.append(np.sqrt(sum(np.sum(g**2) for g in gradients)))
+        clipped.append(norms[-1] > 2.0)
+        step = clip(gradients, global_clipnorm=2.0)
+        w, b = w - 0.2 * step[0], b - 0.2 * step[1]
+    assert 0 < sum(clipped) < 8
+
+    model = linear_model(make_optimizer("sgd", 0.2, global_clipnorm=2.0), **options)
+    seen = []
+    watch = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: seen.append(
+            (model.optimizer.last_gradient_norm, model.optimizer.clipped_fraction)
+        )
+    )
+    history = model.fit(x, y, batch_size=32, epochs=8, verbose=0, callbacks=[watch])
+    np.testing.assert_allclose(history.history["loss"], losses, rtol=1e-5)
+    fractions = np.cumsum(clipped) / np.arange(1, 9)
+    np.testing.assert_allclose(seen, np.stack([norms, fractions], 1), rtol=1e-5)
+    assert int(model.optimizer.iterations) == 8
+
+
+def test_callbacks_set_the_learning_rate():
+    x, y = linear_data()
+    model = linear_model(make_optimizer("momentum", 0.5, clipvalue=1.0))
+    schedule = keras.callbacks.LearningRateScheduler(lambda epoch: 0.1 / (epoch + 1))
+    history = model.fit(x, y, epochs=2, verbose=0, callbacks=[schedule])
+    np.testing.assert_allclose(history.history["learning_rate"], [0.1, 0.05])
+    inner = model.optimizer.inner_optimizer
+    assert float(inner.learning_rate) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("exclude", [False, True])
+def test_weight_decay_comes_from_inside_and_can_be_excluded(exclude):
+    (variable,) = variables_like([[2.0]])
+    optimizer = make_optimizer("adamw", 0.5, clipnorm=1.0)
+    assert optimizer.weight_decay == 1e-5
+    optimizer.weight_decay = 0.1
+    if exclude:
+        optimizer.exclude_from_weight_decay(var_list=[variable])
+    optimizer.apply(tensors([[0.0]]), [variable])
+    np.testing.assert_allclose(variable, [2.0 if exclude else 2.0 * (1 - 0.5 * 0.1)])
+
+
+def test_averaged_weights_are_those_of_keras_own_optimizer():
+    x, y = linear_data()
+    weights = []
+    for wrap in (lambda o: o, lambda o: ClippedOptimizer(o, clipvalue=1e6)):
+        model = linear_model(wrap(keras.optimizers.SGD(0.1, use_ema=True)))
+        swap = keras.callbacks.SwapEMAWeights()
+        model.fit(x, y, epochs=2, shuffle=False, verbose=0, callbacks=[swap])
+        weights.append(np.concatenate([v.ravel() for v in values(model.weights)]))
+    np.testing.assert_array_equal(*weights)
+
+
+def test_loss_scaling_is_undone_before_clipping():
+    fixed = make_optimizer("sgd", 1.0, clipvalue=3.5, loss_scale_factor=1024.0)
+    inside = make_optimizer("sgd", 1.0, clipvalue=3.5)
+    dynamic = keras.optimizers.LossScaleOptimizer(inside, initial_scale=1024.0)
+    of_several = keras.optimizers.MultiOptimizer(
+        keras.optimizers.OptimizerMap(make_optimizer("sgd", 1.0, clipvalue=3.5)),
+        loss_scale_factor=1024.0,
+    )
+    for optimizer in (fixed, dynamic, of_several):
+        model = linear_model(optimizer, num_inputs=2)
+        model.compile(optimizer, loss=lambda y, outputs: outputs)
+        model.fit(np.array([[3.0, 4.0]]), np.zeros((1, 1)), verbose=0)
+        kernel, bias = values(model.weights)
+        np.testing.assert_array_equal(kernel.ravel(), [-3.0, -3.5])
+        np.testing.assert_array_equal(bias, [-1.0])
+    assert fixed.last_gradient_norm == pytest.approx(np.sqrt(26))
+    assert inside.last_gradient_norm == pytest.approx(np.sqrt(26))
+    again = ClippedOptimizer.from_config(fixed.get_config())
+    assert again.loss_scale_factor == 1024.0
+
+
+def test_half_precision_training_skips_the_infinite_step_and_does_not_count_it():
+    dynamic = keras.optimizers.LossScaleOptimizer(
+        make_optimizer("adam", 0.1, clipnorm=1.0), initial_scale=2.0
+    )
+    x, y = linear_data()
+    model = linear_model(dynamic)
+    model.fit(x, y, batch_size=32, verbose=0)
+    model.fit(x * np.inf, y, batch_size=32, verbose=0)
+    assert np.isfinite(values(model.weights)[0]).all()
+    assert np.isfinite(model.optimizer.inner_optimizer.last_gradient_norm)
+    assert int(model.optimizer.iterations) == 1
+
+
+# Saving
+
+
+RESUME = """
+import sys
+import keras, numpy as np
+import recipes.optimizers
+
+model = keras.models.load_model(sys.argv[1])
+data = np.load(sys.argv[2])
+optimizer = model.optimizer
+print(int(optimizer.iterations), optimizer.last_gradient_norm)
+print(optimizer.clipped_fraction)
+model.fit(data["x"], data["y"], batch_size=8, shuffle=False, verbose=0)
+weights = [np.asarray(v.value) for v in model.weights + optimizer.variables]
+np.savez(sys.argv[3], *weights)
+"""
+
+
+def test_a_fresh_process_trains_on_as_if_nothing_had_happened(tmp_path):
+    x, y = linear_data()
+    model = linear_model(
+        make_optimizer("nadam", 0.1, clipvalue=1.0, global_clipnorm=0.9)
+    )
+    model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+    optimizer = model.optimizer
+    state = (8, optimizer.last_gradient_norm, optimizer.clipped_fraction)
+    model.save(tmp_path / "model.keras")
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+    model.fit(x, y, batch_size=8, shuffle=False, verbose=0)
+
+    files = [tmp_path / name for name in ("model.keras", "data.npz", "weights.npz")]
+    printed = run_python(RESUME, keras.backend.backend(), *files)
+    assert tuple(map(float, printed.split()[-3:])) == state
+    resumed = np.load(files[2])
+    expected = values(model.weights + optimizer.variables)
+    assert len(resumed.files) == len(expected)
+    for name, value in zip(resumed.files, expected, strict=True):
+        np.testing.assert_array_equal(resumed[name], value)
+
+
+def test_weights_files_and_set_weights_carry_the_whole_state(tmp_path):
+    x, y = linear_data()
+    model = linear_model(make_optimizer("adam", clipnorm=1e-3))
+    model.fit(x, y, verbose=0)
+    model.save_weights(tmp_path / "all.weights.h5")
+    state = values(model.optimizer.variables)
+
+    loaded = linear_model(make_optimizer("adam", clipnorm=1e-3))
+    loaded.optimizer.build(loaded.trainable_variables)
+    loaded.load_weights(tmp_path / "all.weights.h5")
+    given = make_optimizer("adam", clipnorm=1e-3)
+    given.build(variables_like(values(model.trainable_variables)))
+    given.set_weights(state)
+    for optimizer in (loaded.optimizer, given):
+        assert optimizer.clipped_fraction == 1.0
+        for one, other in zip(values(optimizer.variables), state, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_configuration_survives_the_round_trip():
+    optimizer = make_optimizer(
+        "adamw", 0.25, clipvalue=2, global_clipnorm=np.float32(3)
+    )
+    config = keras.saving.serialize_keras_object(optimizer)
+    assert config["registered_name"] == "recipes>ClippedOptimizer"
+    again = keras.saving.deserialize_keras_object(config, safe_mode=True)
+    assert again.get_config() == optimizer.get_config()
+    assert (again.clipvalue, again.clipnorm, again.global_clipnorm) == (2.0, None, 3.0)
+
+
+# Errors
+
+
+def test_an_unknown_name_is_answered_with_all_names_and_the_nearest():
+    with pytest.raises(
+        ValueError, match="sgd, momentum.*mean 'adamax'.*name='Adamaxx'"
+    ):
+        make_optimizer("Adamaxx")
+    with pytest.raises(ValueError, match="nadam, adamw. Received: name=None$"):
+        make_optimizer(None)
+
+
+@pytest.mark.parametrize("options", [{"lr": 0.1}, {"decay": 1e-4}])
+def test_an_option_keras_does_not_know_is_named(options):
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=f"optimizers.SGD. Received: {name}={value}$"):
+        make_optimizer("sgd", **options)
+
+
+@pytest.mark.parametrize("name", ["learning_rate", *BOUNDS])
+@pytest.mark.parametrize(
+    "value", [0, -1.0, np.nan, np.inf, 1e300, 10**400, True, np.True_, "1", [1.0]]
+)
+def test_a_rate_or_bound_that_is_no_positive_number_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"`{name}` must be .* Received: {name}="):
+        make_optimizer("sgd", **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("inner", "message"),
+    [
+        ("adam", "must be a Keras optimizer. Received: inner=str"),
+        (keras.optimizers.Adam(clipvalue=1.0), "clip a second time.*inner=Adam"),
+        (make_optimizer("sgd", clipnorm=1), "clip a second time.*=ClippedOptimizer"),
+        (
+            keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD()),
+            "put the ClippedOptimizer inside the LossScaleOptimizer",
+        ),
+        (keras.optimizers.SGD(gradient_accumulation_steps=2), "instead of their mean"),
+    ],
+)
+def test_an_inner_optimizer_that_clips_wraps_or_accumulates_is_refused(inner, message):
+    with pytest.raises(ValueError, match=f"`inner` .*{message}"):
+        ClippedOptimizer(inner, clipnorm=1.0)
+
+
+def test_no_bound_is_refused():
+    with pytest.raises(ValueError, match="At least one of `clipvalue`.*clipvalue=None"):
+        ClippedOptimizer(keras.optimizers.SGD())
+
+
+def test_variables_must_be_known_before_gradients_come_alone():
+    with pytest.raises(ValueError, match="must already be built"):
+        make_optimizer("sgd", clipnorm=1.0).apply(tensors([[1.0]]))
