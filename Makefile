@@ -46,7 +46,8 @@ data/ready.stamp: | .venv/user.stamp
 	  >data/keras.log 2>&1; \
 	then echo 'Fashion-MNIST: found or downloaded by Keras.'; touch $@; \
 	elif { $(APT) update && cd data && $(APT) download dataset-fashion-mnist \
-	  && dpkg-deb -x dataset-fashion-mnist_*.deb unpacked \
-	  && mv unpacked/usr/share/datasets/fashion-mnist fashion-mnist; } >data/apt.log 2>&1; \
+	  && dpkg-deb -x dataset-fashion-mnist_*.deb unpacked && rm -rf fashion-mnist \
+	  && mv unpacked/usr/share/datasets/fashion-mnist . \
+	  && rm -rf apt unpacked *.deb; } >data/apt.log 2>&1; \
 	then echo 'Fashion-MNIST: unpacked from the Debian package.'; touch $(CURDIR)/$@; \
 	else echo 'Fashion-MNIST cannot be had: see data/keras.log and data/apt.log.'; fi

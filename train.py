@@ -411,7 +411,8 @@ def train(options, data, source, folder):
     began = time.perf_counter()
     probabilities = {"deterministic": model.predict(data.x_test, verbose=0)}
     durations = {"deterministic": time.perf_counter() - began}
-    if has_dropout(model):
+    diverged = bool(np.isnan(probabilities["deterministic"]).any())
+    if has_dropout(model) and not diverged:
         began = time.perf_counter()
         prediction = MCDropoutPredictor(
             model, num_samples=MC_SAMPLES, seed=options.seed
@@ -426,6 +427,8 @@ def train(options, data, source, folder):
             for name, p in probabilities.items()
         }
     ).T
+    # JSON has no NaN and no infinity.
+    finite = table.astype(object).where(np.isfinite(table), None)
     model.save(folder / "model.keras")
     history.to_csv(folder / "history.csv")
     plot_curves(history, options.run).savefig(folder / "curves.png", dpi=100)
@@ -438,7 +441,8 @@ def train(options, data, source, folder):
         "batch_size": chosen.batch_size,
         "training_seconds": seconds,
         "validation_accuracy": float(history["val_accuracy"].iloc[-1]),
-        "test": table.to_dict(orient="index"),
+        "diverged": diverged,
+        "test": finite.to_dict(orient="index"),
         "device": ", ".join(keras.distribution.list_devices()),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "versions": {
@@ -448,7 +452,7 @@ def train(options, data, source, folder):
             "numpy": np.__version__,
         },
     }
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     print(f"\nTest set, {len(data.y_test)} images:\n{table.round(4).to_string()}\n")
 
 
@@ -488,7 +492,9 @@ def has_dropout(model):
 
 
 def scores(probabilities, labels):
-    """The measures of the table, on the test set."""
+    """The measures of the table, on the test set; NaN for a run that has diverged."""
+    if not np.isfinite(probabilities).all():
+        return dict.fromkeys(("accuracy", "nll", "calibration_error"), np.nan)
     return {
         "accuracy": float(np.mean(probabilities.argmax(axis=1) == labels)),
         "nll": uncertainty.negative_log_likelihood(probabilities, labels),

@@ -591,9 +591,9 @@ class _Moments:
 
 
 def _entropy(probabilities):
-    # -sum p ln p, with 0 ln 0 = 0.
+    # -sum p ln p, with 0 ln 0 = 0; no term is above 0, and 0 shall not come out -0.
     logs = np.log(np.where(probabilities > 0, probabilities, 1))
-    return -(probabilities * logs).sum(axis=-1)
+    return np.abs((probabilities * logs).sum(axis=-1))
 
 
 def _join(parts, predictor):

@@ -117,12 +117,13 @@ def test_samples_differ_from_each_other():
     assert len(np.unique(samples.samples[:, 0], axis=0)) == 30
 
 
-def test_a_layer_used_twice_draws_two_masks():
+def test_a_layer_used_twice_and_two_layers_draw_two_masks():
     inputs = keras.Input((300,))
-    drop = layers.Dropout(0.5)
-    outputs = layers.Subtract()([drop(inputs), drop(inputs)])
-    samples = sample(keras.Model(inputs, outputs), np.ones((1, 300)), 5).samples
-    assert samples.any(axis=-1).all()
+    drop, other = layers.Dropout(0.5), layers.Dropout(0.5)
+    for pair in ([drop(inputs), drop(inputs)], [drop(inputs), other(inputs)]):
+        model = keras.Model(inputs, layers.Subtract()(pair))
+        samples = sample(model, np.ones((1, 300)), 5).samples
+        assert samples.any(axis=-1).all()
 
 
 # --- masks, inputs and seeds
