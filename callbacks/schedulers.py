@@ -1,0 +1,535 @@
+"""Learning rates that follow the epochs, and the rate in the logs.
+
+Give one scheduler to `fit(callbacks=[...])` with an optimizer built with a float rate.
+Use them where you count in epochs, want History to show the rate, or cut the rate when
+progress stalls. Not together: the later one in the list would overwrite the other
+(`PlateauScheduler(schedule=...)` is how a formula and cuts combine), and not with an
+optimizer built with a `LearningRateSchedule`, which sets its own rate; there
+`LearningRateLogger` shows it.
+
+All write the last rate used in the epoch to `logs["learning_rate"]`, Keras's key, which
+reaches History and the callbacks placed after them: a `CSVLogger` placed before them
+does not see it.
+
+This file is longer than most because the schedulers share how positions are counted,
+and how rates are refused, logged and resumed.
+
+```python
+import keras
+import numpy as np
+
+from callbacks.schedulers import PlateauScheduler, PowerScheduler
+
+x = np.ones((64, 4))
+model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+model.compile(keras.optimizers.SGD(learning_rate=0.01), loss="mse")
+power = PowerScheduler(0.01, decay_epochs=2, per="step")
+history = model.fit(x, x[:, :1], epochs=3, verbose=0, callbacks=[power])
+print(history.history["learning_rate"])
+
+plateau = PlateauScheduler("loss", patience=2, schedule=power.rate_at)
+model.fit(x, x[:, :1], epochs=3, verbose=0, callbacks=[plateau])
+```
+
+Reference: Andrew Senior, Georg Heigold, Marc'Aurelio Ranzato, Ke Yang, "An Empirical
+    Study of Learning Rates in Deep Neural Networks for Speech Recognition", 2013,
+    https://doi.org/10.1109/ICASSP.2013.6638963
+Revised: 0.1.0
+"""
+
+import bisect
+import itertools
+import math
+import numbers
+from collections.abc import Callable
+
+import keras
+import numpy as np
+
+
+class _FormulaScheduler(keras.callbacks.Callback):
+    """What the schedulers by formula share; a subclass adds `rate_at(position)`.
+
+    position = epoch, or with per="step" (epoch * steps + batch) / steps.
+    """
+
+    def __init__(self, per):
+        super().__init__()
+        if per not in ("epoch", "step"):
+            raise ValueError(
+                f'Argument `per` must be "epoch" or "step". Received: per={per!r}'
+            )
+        self.per = per
+        self._epoch = 0  # the epoch in training, or after its end the next one
+        self._earlier_epochs = 0  # those of the run that a state was taken from
+        self._restored = False
+
+    def on_train_begin(self, logs=None):
+        _refuse_unsettable(self.model.optimizer, self)
+        _refuse_several_rates(self.model.optimizer, self)
+        if self.per == "step" and self.params["steps"] is None:
+            raise ValueError(
+                f'{type(self).__name__}(per="step") must know the number of steps in '
+                "an epoch, and this data does not tell. Pass `steps_per_epoch` to "
+                'fit(), or use per="epoch".'
+            )
+        self._earlier_epochs = 0
+        if not self._restored:
+            self._epoch = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self._restored and epoch == 0:
+            self._earlier_epochs = self._epoch
+        self._restored = False
+        self._epoch = self._earlier_epochs + epoch
+        self.model.optimizer.learning_rate = self.rate_at(self._epoch)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.per == "step":
+            steps = self.params["steps"]
+            # Whole numbers until the division: 1 + 36 / 100 would miss 1.36 epochs.
+            position = (self._epoch * steps + batch) / steps
+            self.model.optimizer.learning_rate = self.rate_at(position)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs is not None:
+            logs.update(_last_rates(self.model.optimizer))
+        self._epoch += 1
+
+    def get_state(self):
+        """Return what a resumed run needs, as a dictionary that JSON can hold."""
+        return {"epoch": self._epoch}
+
+    def set_state(self, state):
+        """Go on in the next fit where the run that gave `state` stopped.
+
+        An `initial_epoch` given to that fit counts; without one, its first epoch is
+        the one after the state's last.
+        """
+        self._epoch = state["epoch"]
+        self._restored = True
+
+
+class PowerScheduler(_FormulaScheduler):
+    """Decay fast at first, then ever more slowly.
+
+    For long runs whose length is not known beforehand. Not for a run that must end at
+    a small rate; `ExponentialScheduler` gets there.
+
+        rate(p) = eta0 / (1 + p / s) ** c
+
+    p is the position in epochs, eta0 `initial_learning_rate`, s `decay_epochs`, c
+    `power`. With c = 1 the rate is eta0 in epoch 0 and eta0/2 in epoch s.
+
+    Example:
+        >>> PowerScheduler(0.1, decay_epochs=10).rate_at(10)
+        0.05
+
+    Args:
+        initial_learning_rate: rate at position 0, positive; the optimizer's own rate
+            is overwritten.
+        decay_epochs: epochs until 1 + p/s is two, positive, not necessarily whole.
+        power: exponent c, positive. 1 is the classic inverse-time decay.
+        per: "epoch", one rate for the whole epoch, or "step", where p grows with every
+            batch (once per call where `steps_per_execution` is above 1).
+
+    Raises:
+        ValueError: an argument is not a positive finite number, or `per` is neither.
+
+    Reference: Herbert Robbins, Sutton Monro, "A Stochastic Approximation Method",
+        1951, https://doi.org/10.1214/aoms/1177729586
+    """
+
+    def __init__(
+        self,
+        initial_learning_rate: float,
+        *,
+        decay_epochs: float,
+        power: float = 1.0,
+        per: str = "epoch",
+    ):
+        super().__init__(per)
+        self.initial_learning_rate = _number(
+            "initial_learning_rate", initial_learning_rate
+        )
+        self.decay_epochs = _number("decay_epochs", decay_epochs)
+        self.power = _number("power", power)
+
+    def rate_at(self, position: float) -> float:
+        """Return the rate at a position in epochs."""
+        decay = 1 + position / self.decay_epochs
+        return self.initial_learning_rate / decay**self.power
+
+
+class ExponentialScheduler(_FormulaScheduler):
+    """Multiply the rate by `factor` every `decay_epochs` epochs.
+
+    For a run of known length: choose `decay_epochs` so that the last epoch has the
+    rate you want there. The first batch is trained at the initial rate, and the rate
+    is computed from the position, not from the last rate, so it does not drift.
+
+        rate(p) = eta0 * factor ** (p / s)
+
+    p is the position in epochs, eta0 `initial_learning_rate`, s `decay_epochs`.
+
+    Example:
+        >>> round(ExponentialScheduler(0.1, decay_epochs=20).rate_at(20), 6)
+        0.01
+
+    Args:
+        initial_learning_rate: rate at position 0, positive; the optimizer's own rate
+            is overwritten.
+        decay_epochs: epochs per factor, positive, not necessarily whole.
+        factor: in (0, 1]. A tenth: `decay_epochs` is then the epochs per decade.
+        per: "epoch", one rate for the whole epoch, or "step", where p grows with every
+            batch (once per call where `steps_per_execution` is above 1).
+
+    Raises:
+        ValueError: an argument is not a positive finite number, `factor` > 1, or `per`
+            is neither.
+    """
+
+    def __init__(
+        self,
+        initial_learning_rate: float,
+        *,
+        decay_epochs: float,
+        factor: float = 0.1,
+        per: str = "epoch",
+    ):
+        super().__init__(per)
+        self.initial_learning_rate = _number(
+            "initial_learning_rate", initial_learning_rate
+        )
+        self.decay_epochs = _number("decay_epochs", decay_epochs)
+        self.factor = _number("factor", factor, maximum=1)
+
+    def rate_at(self, position: float) -> float:
+        """Return the rate at a position in epochs."""
+        return self.initial_learning_rate * self.factor ** (
+            position / self.decay_epochs
+        )
+
+
+class PiecewiseScheduler(_FormulaScheduler):
+    """Hold one rate, then the next, as listed.
+
+    For schedules found by hand or taken from a paper. Not where you would have to
+    guess the boundaries: `PlateauScheduler` finds them while training.
+
+    The rate is `values[i]` from epoch `boundaries_epochs[i - 1]` on and before epoch
+    `boundaries_epochs[i]`: a new value begins at its boundary.
+
+    Example:
+        >>> scheduler = PiecewiseScheduler([5, 15], [0.01, 0.005, 0.001])
+        >>> [scheduler.rate_at(epoch) for epoch in (4, 5, 14, 15)]
+        [0.01, 0.005, 0.005, 0.001]
+
+    Args:
+        boundaries_epochs: epochs at which the rate changes, 0 or more, increasing;
+            with per="epoch" whole, with per="step" also fractions.
+        values: the rates, positive, one more than there are boundaries.
+        per: "epoch" or "step": whether the rate may change inside an epoch.
+
+    Raises:
+        ValueError: a value is not a positive finite number, boundaries do not increase
+            or are not whole where they must, or the lengths do not fit.
+    """
+
+    def __init__(
+        self,
+        boundaries_epochs: list[float],
+        values: list[float],
+        *,
+        per: str = "epoch",
+    ):
+        super().__init__(per)
+        if not isinstance(boundaries_epochs, (list, tuple, np.ndarray)):
+            raise ValueError(
+                "Argument `boundaries_epochs` must be a list. "
+                f"Received: boundaries_epochs={boundaries_epochs}"
+            )
+        self.boundaries_epochs = [
+            _number("boundaries_epochs", boundary, zero=True, whole=per == "epoch")
+            for boundary in boundaries_epochs
+        ]
+        if any(a >= b for a, b in itertools.pairwise(self.boundaries_epochs)):
+            raise ValueError(
+                "Argument `boundaries_epochs` must increase. "
+                f"Received: boundaries_epochs={boundaries_epochs}"
+            )
+        if not isinstance(values, (list, tuple, np.ndarray)) or (
+            len(values) != len(boundaries_epochs) + 1
+        ):
+            raise ValueError(
+                f"Argument `values` must hold {len(boundaries_epochs) + 1} rates, one "
+                f"more than there are boundaries. Received: values={values}"
+            )
+        self.values = [_number("values", value) for value in values]
+
+    def rate_at(self, position: float) -> float:
+        """Return the rate at a position in epochs."""
+        return self.values[bisect.bisect_right(self.boundaries_epochs, position)]
+
+
+class PlateauScheduler(keras.callbacks.ReduceLROnPlateau):
+    """Cut the rate when the monitored quantity has stopped improving.
+
+    For runs whose good boundaries nobody knows. Keras's `ReduceLROnPlateau` counts,
+    and what it lacks (3.15) is added: a formula and cuts combine, an epoch whose
+    monitored value is NaN or infinite neither improves, nor counts, nor cuts, a
+    mistyped `monitor` or an optimizer built with a schedule is refused at once, and
+    the counters can be saved. It wants the monitored value in every epoch, so leave
+    `validation_freq` at 1.
+
+        rate(p) = max(min_lr, schedule(p) * factor ** n)
+
+    p is the epoch, n the number of cuts so far. Without `schedule` the rate is the
+    optimizer's, touched at cuts only, and a second fit starts from what it has become;
+    with one, from the schedule.
+
+    Example:
+
+    ```python
+    import keras
+    import numpy as np
+
+    from callbacks.schedulers import PlateauScheduler
+
+    x = np.ones((64, 4))
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(learning_rate=0.01), loss="mse")
+    plateau = PlateauScheduler("loss", factor=0.5, patience=5)
+    model.fit(x, x[:, :1], epochs=2, verbose=0, callbacks=[plateau])
+    ```
+
+    Args:
+        monitor: name of the quantity, as in the logs.
+        factor: what a cut multiplies the rate by, between 0 and 1.
+        patience: epochs without improvement before a cut, 0 or more.
+        verbose: 1 prints a line at each cut.
+        mode: "min", "max", or "auto" to tell from the name.
+        min_delta: change that counts as improvement, 0 or more.
+        cooldown: epochs after a cut in which none are counted, 0 or more.
+        min_lr: the lowest rate, 0 or more.
+        schedule: function from the epoch to the rate before cuts, such as the
+            `rate_at` of another scheduler of this file.
+
+    Raises:
+        ValueError: an argument is out of its range, at the first epoch's end `monitor`
+            is not in the logs, or `schedule` returns a negative or infinite rate.
+        TypeError: at the start of training, the optimizer's rate is not settable.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        factor: float = 0.1,
+        *,
+        patience: int = 10,
+        verbose: int = 0,
+        mode: str = "auto",
+        min_delta: float = 1e-4,
+        cooldown: int = 0,
+        min_lr: float = 0.0,
+        schedule: Callable[[int], float] | None = None,
+    ):
+        if not isinstance(monitor, str):
+            raise ValueError(
+                f"Argument `monitor` must be a name. Received: monitor={monitor!r}"
+            )
+        if mode not in ("auto", "min", "max"):
+            raise ValueError(
+                'Argument `mode` must be "auto", "min" or "max". '
+                f"Received: mode={mode!r}"
+            )
+        if schedule is not None and not callable(schedule):
+            raise ValueError(
+                "Argument `schedule` must be a function from the epoch to the rate, "
+                "such as PowerScheduler(...).rate_at. "
+                f"Received: schedule={schedule!r}"
+            )
+        super().__init__(
+            monitor=monitor,
+            factor=_number("factor", factor),
+            patience=_number("patience", patience, zero=True, whole=True),
+            verbose=verbose,
+            mode=mode,
+            min_delta=_number("min_delta", min_delta, zero=True),
+            cooldown=_number("cooldown", cooldown, zero=True, whole=True),
+            min_lr=_number("min_lr", min_lr, zero=True),
+        )
+        self.schedule = schedule
+        self.multiplier = 1.0
+        self._rates = {}
+        self._epoch = 0
+        self._earlier_epochs = 0
+        self._restored = False
+
+    def on_train_begin(self, logs=None):
+        """Start afresh, unless a state was set."""
+        _refuse_unsettable(self.model.optimizer, self)
+        if self.schedule is not None:
+            _refuse_several_rates(self.model.optimizer, self)
+        self._earlier_epochs = 0
+        if not self._restored:
+            super().on_train_begin(logs)
+            self.multiplier = 1.0
+            self._epoch = 0
+            self._rates = {}
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Set the schedule's rate times the cuts."""
+        if self._restored:
+            for key, optimizer in _optimizers(self.model.optimizer).items():
+                if key in self._rates:
+                    optimizer.learning_rate = self._rates[key]
+            if epoch == 0:
+                self._earlier_epochs = self._epoch
+        self._restored = False
+        self._epoch = self._earlier_epochs + epoch
+        if self.schedule is not None:
+            rate = float(self.schedule(self._epoch))
+            rate = _number(f"schedule({self._epoch})", rate, zero=True)
+            self.model.optimizer.learning_rate = max(
+                rate * self.multiplier, self.min_lr
+            )
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Log the rate used, then let Keras count and cut."""
+        logs = {} if logs is None else logs
+        if self.monitor not in logs:
+            raise ValueError(
+                "Argument `monitor` must name a value that is in the logs of every "
+                f"epoch: {', '.join(logs)}. Received: monitor={self.monitor!r}"
+            )
+        used = _last_rates(self.model.optimizer)
+        logs.update(used)
+        if math.isfinite(logs[self.monitor]):
+            super().on_epoch_end(epoch, logs)
+        self._rates = _last_rates(self.model.optimizer)
+        if self._rates != used:
+            self.multiplier *= self.factor
+        self._epoch += 1
+
+    def get_state(self) -> dict:
+        """Return what a resumed run needs, as a dictionary that JSON can hold."""
+        return {
+            "epoch": self._epoch,
+            "best": None if self.best is None else float(self.best),
+            "wait": self.wait,
+            "cooldown_counter": self.cooldown_counter,
+            "multiplier": self.multiplier,
+            "rates": dict(self._rates),
+        }
+
+    def set_state(self, state: dict):
+        """Go on in the next fit where the run that gave `state` stopped.
+
+        An `initial_epoch` given to that fit counts; without one, its first epoch is
+        the one after the state's last.
+        """
+        self._epoch = state["epoch"]
+        self.best = state["best"]
+        self.wait = state["wait"]
+        self.cooldown_counter = state["cooldown_counter"]
+        self.multiplier = state["multiplier"]
+        self._rates = dict(state["rates"])
+        self._restored = True
+
+
+class LearningRateLogger(keras.callbacks.Callback):
+    """Write the rate of the epoch's last step to the logs.
+
+    For an optimizer built with a schedule, whose rate Keras (3.15) does not log. The
+    schedulers above, and Keras's, log theirs by themselves; a rate that an earlier
+    callback has logged is left as it is. Place it before callbacks that change the
+    rate at the end of an epoch without logging it. It reads nothing between batches.
+
+    A `MultiOptimizer` is logged as `learning_rate_<name>` for each of its optimizers,
+    as Keras does.
+
+    Example:
+
+    ```python
+    import keras
+    import numpy as np
+
+    from callbacks.schedulers import LearningRateLogger
+
+    x = np.ones((64, 4))
+    rate = keras.optimizers.schedules.CosineDecay(0.1, decay_steps=4)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(learning_rate=rate), loss="mse")
+    history = model.fit(
+        x, x[:, :1], epochs=2, verbose=0, callbacks=[LearningRateLogger()]
+    )
+    print(history.history["learning_rate"])
+    ```
+    """
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Add the rates to the logs."""
+        if logs is not None:
+            for key, rate in _last_rates(self.model.optimizer).items():
+                logs.setdefault(key, rate)
+
+
+def _optimizers(optimizer):
+    """Return {key in the logs: optimizer}, with the keys of Keras's callbacks."""
+    if hasattr(optimizer, "optimizers"):
+        return {f"learning_rate_{each.name}": each for each in optimizer.optimizers}
+    return {"learning_rate": optimizer}
+
+
+def _last_rates(optimizer):
+    """Return {key in the logs: rate of the last step}."""
+    # A schedule is evaluated at the step counter, which is one ahead after a step. In
+    # the scope the counters read one lower; the optimizer itself is not changed.
+    one_lower = [
+        (variable, keras.ops.maximum(variable.value - 1, 0))
+        for variable in optimizer.variables
+        if variable.name == "iteration"
+    ]
+    with keras.StatelessScope(state_mapping=one_lower):
+        return {
+            key: float(keras.ops.convert_to_numpy(each.learning_rate))
+            for key, each in _optimizers(optimizer).items()
+        }
+
+
+def _refuse_unsettable(optimizer, callback):
+    for each in _optimizers(optimizer).values():
+        if not isinstance(each.learning_rate, keras.Variable):
+            raise TypeError(
+                f"{type(callback).__name__} sets the learning rate, but the optimizer "
+                "was built with a LearningRateSchedule or a function, which sets it "
+                "too. Build it with a number, such as SGD(learning_rate=0.01), or "
+                "keep the schedule and use LearningRateLogger to see it."
+            )
+
+
+def _refuse_several_rates(optimizer, callback):
+    if hasattr(optimizer, "optimizers"):
+        raise TypeError(
+            f"{type(callback).__name__} sets one learning rate, but a MultiOptimizer "
+            "has several. Give each of its optimizers a LearningRateSchedule."
+        )
+
+
+def _number(name, value, *, zero=False, whole=False, maximum=math.inf):
+    """Return `value`, a positive number or also zero, as a Python number."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if (
+        not (is_number and (0 <= value if zero else 0 < value))
+        or not (value <= maximum and value < math.inf)
+        or (whole and value != int(value))
+    ):
+        kind = "whole number" if whole else "finite number"
+        least = "0 or more" if zero else "positive"
+        most = f", at most {maximum}" if maximum < math.inf else ""
+        raise ValueError(
+            f"Argument `{name}` must be a {kind}, {least}{most}. "
+            f"Received: {name}={value!r}"
+        )
+    return int(value) if whole else float(value)
