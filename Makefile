@@ -5,7 +5,7 @@ BIN := .venv/bin
 APT := apt-get -qq -o Dir::State=$(CURDIR)/data/apt -o Dir::Cache=$(CURDIR)/data/apt \
        -o Debug::NoLocking=1 -o APT::Sandbox::User=
 
-.PHONY: train test lint notebooks clean
+.PHONY: train test lint notebooks table clean
 
 train: .venv/user.stamp data/ready.stamp  ## train the recommended run on Fashion-MNIST
 	$(BIN)/python train.py $(ARGS)
@@ -21,8 +21,13 @@ lint: .venv/dev.stamp
 notebooks: .venv/dev.stamp data/ready.stamp  ## execute every notebook from its .py
 	cd notebooks && for script in [0-9]*.py; do \
 	  ../$(BIN)/jupytext --to ipynb --update "$$script" && \
-	  ../$(BIN)/jupyter nbconvert --to notebook --execute --inplace "$${script%.py}.ipynb" \
-	  || exit 1; done
+	  ../$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+	    --TagRemovePreprocessor.enabled=True \
+	    --TagRemovePreprocessor.remove_all_outputs_tags=hide-output \
+	    "$${script%.py}.ipynb" || exit 1; done
+
+table: .venv/dev.stamp  ## write the README's tables from train.py and the results
+	$(BIN)/python benchmarks/table.py
 
 clean:
 	rm -rf .venv runs

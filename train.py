@@ -408,30 +408,13 @@ def train(options, data, source, folder):
     )
     seconds = time.perf_counter() - began
     history = pd.DataFrame(history.history).rename_axis("epoch")
-    began = time.perf_counter()
-    probabilities = {"deterministic": model.predict(data.x_test, verbose=0)}
-    durations = {"deterministic": time.perf_counter() - began}
-    diverged = bool(np.isnan(probabilities["deterministic"]).any())
-    if has_dropout(model) and not diverged:
-        began = time.perf_counter()
-        prediction = MCDropoutPredictor(
-            model, num_samples=MC_SAMPLES, seed=options.seed
-        ).predict(data.x_test, keep_samples=True)
-        probabilities["MC Dropout"] = prediction.mean
-        durations["MC Dropout"] = time.perf_counter() - began
-        figure = plot_uncertainty(data, prediction)
-        figure.savefig(folder / "uncertainty.png", dpi=100)
-    table = pd.DataFrame(
-        {
-            name: {**scores(p, data.y_test), "seconds": durations[name]}
-            for name, p in probabilities.items()
-        }
-    ).T
-    # JSON has no NaN and no infinity.
-    finite = table.astype(object).where(np.isfinite(table), None)
+    table, prediction = evaluate(model, data, options.seed)
+
     model.save(folder / "model.keras")
     history.to_csv(folder / "history.csv")
     plot_curves(history, options.run).savefig(folder / "curves.png", dpi=100)
+    if prediction is not None:
+        plot_uncertainty(data, prediction).savefig(folder / "uncertainty.png", dpi=100)
     metrics = {
         "run": options.run,
         "seed": options.seed,
@@ -441,8 +424,10 @@ def train(options, data, source, folder):
         "batch_size": chosen.batch_size,
         "training_seconds": seconds,
         "validation_accuracy": float(history["val_accuracy"].iloc[-1]),
-        "diverged": diverged,
-        "test": finite.to_dict(orient="index"),
+        # JSON has no NaN and no infinity.
+        "test": table.astype(object)
+        .where(np.isfinite(table), None)
+        .to_dict(orient="index"),
         "device": ", ".join(keras.distribution.list_devices()),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "versions": {
@@ -452,8 +437,23 @@ def train(options, data, source, folder):
             "numpy": np.__version__,
         },
     }
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+    text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
+    (folder / "metrics.json").write_text(text)
     print(f"\nTest set, {len(data.y_test)} images:\n{table.round(4).to_string()}\n")
+
+
+def evaluate(model, data, seed):
+    """Scores on the test set, a row for each way to predict; the MC Dropout samples."""
+    began = time.perf_counter()
+    probabilities = model.predict(data.x_test, verbose=0)
+    rows = {"deterministic": scores(probabilities, data.y_test, began)}
+    prediction = None
+    if has_dropout(model) and np.isfinite(probabilities).all():
+        began = time.perf_counter()
+        predictor = MCDropoutPredictor(model, num_samples=MC_SAMPLES, seed=seed)
+        prediction = predictor.predict(data.x_test, keep_samples=True)
+        rows["MC Dropout"] = scores(prediction.mean, data.y_test, began)
+    return pd.DataFrame(rows).T, prediction
 
 
 def load_data(options):
@@ -491,16 +491,22 @@ def has_dropout(model):
     return any(isinstance(layer, kinds) for layer in model.layers)
 
 
-def scores(probabilities, labels):
-    """The measures of the table, on the test set; NaN for a run that has diverged."""
+def scores(probabilities, labels, began):
+    """A row of the table; NaN for the probabilities of a run that has diverged."""
+    seconds = time.perf_counter() - began
     if not np.isfinite(probabilities).all():
-        return dict.fromkeys(("accuracy", "nll", "calibration_error"), np.nan)
-    return {
-        "accuracy": float(np.mean(probabilities.argmax(axis=1) == labels)),
-        "nll": uncertainty.negative_log_likelihood(probabilities, labels),
-        "calibration_error": uncertainty.expected_calibration_error(
+        accuracy = nll = calibration_error = np.nan
+    else:
+        accuracy = np.mean(probabilities.argmax(axis=1) == labels)
+        nll = uncertainty.negative_log_likelihood(probabilities, labels)
+        calibration_error = uncertainty.expected_calibration_error(
             probabilities, labels
-        ),
+        )
+    return {
+        "accuracy": accuracy,
+        "nll": nll,
+        "calibration_error": calibration_error,
+        "seconds": seconds,
     }
 
 

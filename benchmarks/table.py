@@ -1,11 +1,16 @@
-"""Write the tables of README.md from benchmarks/results: python benchmarks/table.py."""
+"""Write the tables of README.md from train.py and the results: make table."""
 
 import pathlib
 import re
+import sys
 
 import pandas as pd
 
 ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import train  # noqa: E402
+
 README = ROOT / "README.md"
 RUNS = ROOT / "benchmarks" / "results" / "runs.csv"
 
@@ -40,15 +45,24 @@ def mean_and_deviation(values, digits):
     return f"{values.mean():.{digits}f} ± {values.std():.{digits}f}"
 
 
+def list_of_runs():
+    """Every run of train.py with its line."""
+    lines = ["| run | what it is |", "|---|---|"]
+    lines += [f"| `{name}` | {run.build.__doc__} |" for name, run in train.RUNS.items()]
+    return "\n".join(lines)
+
+
 def rendered(readme):
-    """The README's text with its tables as the results say."""
-    table = runs_table(pd.read_csv(RUNS))
-    return re.sub(
-        r"(<!-- runs -->\n).*?(\n<!-- end of runs -->)",
-        lambda match: match[1] + table + match[2],
-        readme,
-        flags=re.DOTALL,
-    )
+    """The README's text with its tables as the code and the results say."""
+    tables = {"results": runs_table(pd.read_csv(RUNS)), "list of runs": list_of_runs()}
+    for name, table in tables.items():
+        readme = re.sub(
+            rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)",
+            lambda match, table=table: f"{match[1]}{table}\n{match[2]}",
+            readme,
+            flags=re.DOTALL,
+        )
+    return readme
 
 
 if __name__ == "__main__":

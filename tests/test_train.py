@@ -125,3 +125,14 @@ def test_the_script_runs_from_another_folder(tmp_path):
         cwd=tmp_path,
     )
     assert result.returncode == 0 and "recommended" in result.stdout
+
+
+def test_a_run_that_diverges_keeps_its_record(tmp_path, monkeypatch):
+    def diverging(plan):
+        return train.compiled(train.network(), keras.optimizers.SGD(1e38)), []
+
+    run = train.RUNS["baseline"]._replace(build=diverging)
+    monkeypatch.setitem(train.RUNS, "baseline", run)
+    assert train.main(["baseline", *DRY, "--output", str(tmp_path)]) == 0
+    metrics = json.loads((tmp_path / "baseline-0" / "metrics.json").read_text())
+    assert metrics["test"]["deterministic"]["accuracy"] is None
