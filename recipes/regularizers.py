@@ -1,0 +1,303 @@
+"""Max-norm that is right, and penalties or max-norm over a whole trained model.
+
+`MaxNorm` holds the norm of each unit's incoming weights below a bound. Keras's own
+(3.15) looks along axis 0, right for Dense and wrong for convolutions, shrinks weights
+within the bound a little at every step, and zeroes large float16 weights. `regularize`
+gives the kernels of a built model L1, L2 or max-norm and spares biases and
+normalization. `project` enforces constraints where no optimizer step does.
+
+Not needed for L1 and L2 in layers you write yourself: they are Keras's own, with three
+traps in 3.15. The string "l1l2" means no penalty at all; a `kernel_regularizer` set
+after the layer is built is ignored; penalties are part of `loss` and of `val_loss`, so
+neither compares with a run without them.
+
+This file is longer than most: a clone is trusted only if all it cannot do is refused.
+
+```python
+import keras
+import numpy as np
+from recipes.regularizers import MaxNorm, project, regularize
+
+x, y = np.random.rand(64, 4), np.random.rand(64, 1)
+penalty = keras.regularizers.L2(1e-4)
+model = keras.Sequential([keras.Input((4,))])
+model.add(keras.layers.Dense(8, "relu", kernel_regularizer=penalty))
+model.add(keras.layers.Dense(8, "relu", kernel_constraint=MaxNorm(1.0)))
+
+trained = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+tuned = regularize(trained, l2=1e-4, max_norm=3.0)  # a clone, to be compiled
+project(tuned)
+tuned.compile("sgd", "mse")
+tuned.fit(x, y, verbose=0)
+```
+
+Reference: Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout: A Simple
+Way to Prevent Neural Networks from Overfitting", 2014,
+https://jmlr.org/papers/v15/srivastava14a.html
+Revised: 0.1.0
+"""
+
+import math
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+_KERNEL_LAYERS = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D)
+_SPARED_LAYERS = (
+    layers.BatchNormalization,
+    layers.GroupNormalization,
+    layers.LayerNormalization,
+    layers.Normalization,
+    layers.RMSNormalization,
+    layers.PReLU,
+)
+_MANTISSA_BITS = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}
+
+
+@keras.saving.register_keras_serializable(package="recipes")
+class MaxNorm(keras.constraints.Constraint):
+    """Scales each unit's incoming weights back to a norm of at most `max_value`.
+
+    For the `kernel_constraint` of Dense and convolutional layers, mostly beside dropout
+    and a high learning rate. Not for attention layers, which share one constraint among
+    kernels that differ in their axes. Keras applies a constraint after an optimizer
+    step, to the weights that had a gradient; `project` does the rest.
+
+    w <- w * r (1 - s) / ||w|| where ||w|| > r, and w itself, bit for bit, elsewhere;
+    ||w|| is the Euclidean norm along `axis` and r is `max_value`. The slack
+    s = e + E sqrt(n), for n weights stored with relative spacing e and summed with E,
+    covers the rounding, so that a second application changes no bit (in float16 down to
+    r = 1e-4 sqrt(n), where its numbers end). NaN stays NaN, and infinity becomes NaN.
+
+    ```python
+    import numpy as np
+    from recipes.regularizers import MaxNorm
+
+    w = np.array([[3.0, 0.3], [4.0, 0.4]], "float32")
+    print(MaxNorm(1.0)(w))  # columns (0.6, 0.8) and (0.3, 0.4)
+    ```
+
+    Args:
+        max_value: r, above 0. Usually 1 to 4.
+        axis: axis or axes along which one norm is taken. `None`: all but the last,
+            right for Dense and Conv1D/2D/3D; on a vector, each weight for itself. A
+            depthwise 2D kernel needs `(0, 1)`, that of a Conv2DTranspose `(0, 1, 3)`,
+            an embedding `1`.
+
+    Raises:
+        ValueError: if `max_value` is not a finite number above 0, `axis` is not made of
+            distinct integers, or, when called, the weights have no such axis.
+    """
+
+    def __init__(self, max_value=1.0, *, axis=None):
+        self.max_value = _check_number("max_value", max_value, above_zero=True)
+        self.axis = _check_axis(axis)
+
+    def __call__(self, w):
+        """Returns the weights within the bound, of the same shape and dtype."""
+        w = ops.convert_to_tensor(w)
+        axes = self._axes(w.shape)
+        dtype = keras.backend.standardize_dtype(w.dtype)
+        wide = "float64" if dtype == "float64" else "float32"
+        size = math.prod(w.shape[axis] for axis in axes)
+        slack = 2.0 ** -_MANTISSA_BITS[dtype]
+        slack += 2.0 ** -_MANTISSA_BITS[wide] * math.sqrt(size)
+
+        # ||w|| = scale * length: relative to the largest weight no square overflows.
+        x = ops.cast(w, wide)
+        scale = ops.max(ops.abs(x), axis=axes, keepdims=True)
+        scale = ops.clip(scale, 1e-30, 1e30)  # beyond, 1 / scale may be flushed to 0
+        x = x / scale
+        squares = ops.sum(ops.square(x), axis=axes, keepdims=True)
+        length = ops.sqrt(ops.maximum(squares, 1.0))  # below 1 only where w is near 0
+        shrunk = ops.cast(x * (self.max_value * (1.0 - slack) / length), dtype)
+        return ops.where(scale * length > self.max_value, shrunk, w)
+
+    def get_config(self):
+        """Returns the arguments of the constructor."""
+        return {"max_value": self.max_value, "axis": self.axis}
+
+    def _axes(self, shape):
+        rank = len(shape)
+        if self.axis is None:
+            return tuple(range(rank - 1))
+        axes = [self.axis] if isinstance(self.axis, int) else self.axis
+        distinct = {axis % rank for axis in axes if -rank <= axis < rank}
+        if len(distinct) < len(axes):
+            raise ValueError(
+                f"`axis` must name distinct axes of weights of shape {tuple(shape)}. "
+                f"Received: axis={self.axis}"
+            )
+        return tuple(sorted(distinct))
+
+
+def regularize(model, *, l1=0.0, l2=0.0, max_norm=None):
+    """A clone of a built model with penalties or max-norm on every kernel.
+
+    For a trained model, or one that somebody else has written. Takes the kernels of
+    Dense and Conv1D/2D/3D, also in nested models; passes over layers without weights,
+    normalization and PReLU. Not for other layers with weights: which axes of theirs
+    make up a unit is not known here, so they are refused.
+
+    Added to the loss: l1 sum |w| + l2 sum w^2 over the weights w of all kernels (no
+    factor 1/2). Max-norm is `MaxNorm(max_norm)`, which acts from the first optimizer
+    step on, or at once with `project`.
+
+    ```python
+    import keras
+    from recipes.regularizers import regularize
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    print(regularize(model, l2=0.01).losses)  # one penalty
+    ```
+
+    Args:
+        model: a built Sequential or Functional model. It is not changed.
+        l1: factor of the sum of absolute values, 0 or more.
+        l2: factor of the sum of squares, 0 or more.
+        max_norm: bound of each unit's incoming norm, above 0, or `None`.
+
+    Returns:
+        A model of the same class with the same weights, sharing none, not compiled.
+
+    Raises:
+        ValueError: if nothing is asked for, a number is out of its range, the model is
+            unbuilt or subclassed, or layers are of another kind or already have what
+            is asked for; all of them are listed.
+    """
+    options = {}
+    l1, l2 = _check_number("l1", l1), _check_number("l2", l2)
+    if l1 or l2:
+        options["kernel_regularizer"] = keras.regularizers.L1L2(l1, l2)
+    if max_norm is not None:
+        max_norm = _check_number("max_norm", max_norm, above_zero=True)
+        options["kernel_constraint"] = MaxNorm(max_norm)
+    if not options:
+        raise ValueError(
+            "One of `l1`, `l2` and `max_norm` must be given. "
+            f"Received: l1={l1}, l2={l2}, max_norm={max_norm}"
+        )
+    _check_built(model)
+    if not _is_graph(model):
+        raise ValueError(f"`model` must not be subclassed. Received: model={model}")
+    _check_layers(model, options)
+    copies = {}  # by identity: a shared layer stays shared
+
+    def copy_of(layer):
+        if id(layer) not in copies:
+            if _is_graph(layer):
+                copies[id(layer)] = _clone(layer, copy_of)
+            else:
+                added = options if type(layer) in _KERNEL_LAYERS else {}
+                config = layer.get_config() | added
+                copies[id(layer)] = type(layer).from_config(config)
+        return copies[id(layer)]
+
+    clone = _clone(model, copy_of)
+    for layer in _leaves(model):
+        if layer.weights:
+            copy_of(layer).set_weights(layer.get_weights())
+        if isinstance(layer, layers.Normalization):
+            copy_of(layer).finalize_state()  # it computes with a copy of its weights
+    return clone
+
+
+def project(model):
+    """Applies the constraints of all weights of a built model, once and in place.
+
+    For weights that no optimizer step has constrained: initial, loaded, frozen, or just
+    overwritten by their moving average (as an optimizer with `use_ema=True` does at the
+    end of `fit`). Weights without a constraint are left alone.
+
+    ```python
+    import keras
+    from recipes.regularizers import MaxNorm, project
+
+    layer = keras.layers.Dense(8, kernel_constraint=MaxNorm(0.1))
+    project(keras.Sequential([keras.Input((4,)), layer]))
+    ```
+
+    Args:
+        model: a built model of any class.
+
+    Raises:
+        ValueError: if the model is not built.
+    """
+    _check_built(model)
+    for variable in model.weights:
+        if variable.constraint is not None:
+            variable.assign(variable.constraint(variable))
+
+
+def _is_graph(layer):
+    return isinstance(layer, keras.Sequential) or (
+        isinstance(layer, keras.Model) and hasattr(layer, "outputs")
+    )
+
+
+def _leaves(model):
+    for layer in model.layers:
+        yield from _leaves(layer) if _is_graph(layer) else [layer]
+
+
+def _clone(model, copy_of):
+    # clone_model would compile the copy as well, and fail at a loss it cannot look up.
+    compiled, model.compiled = model.compiled, False
+    try:
+        clone = keras.models.clone_model(model, clone_function=copy_of)
+    finally:
+        model.compiled = compiled
+    if type(clone) is not type(model):
+        raise ValueError(f"`model` must not be subclassed. Received: model={model}")
+    return clone
+
+
+def _check_built(model):
+    if not isinstance(model, keras.Model) or not model.built:
+        raise ValueError(
+            f"`model` must be a built Keras model. Received: model={model}"
+        )
+
+
+def _check_layers(model, options):
+    faults = []
+    for layer in _leaves(model):
+        name = f"{layer.name} ({type(layer).__name__})"
+        if type(layer) in _KERNEL_LAYERS:
+            for option in options:
+                if getattr(layer, option) is not None:
+                    faults.append(f"{name} has a {option} of its own")
+            if len(layer.weights) > 1 + layer.use_bias:  # LoRA, quantized, PReLU inside
+                faults.append(f"{name} has weights beside kernel and bias")
+        elif layer.weights and not isinstance(layer, _SPARED_LAYERS):
+            faults.append(f"{name} has weights of a kind not known here")
+    if faults:
+        raise ValueError(
+            "`model` must have no weights but plain kernels, biases, normalization and "
+            "PReLU slopes, and nothing to overwrite. "
+            f"Received: {'; '.join(dict.fromkeys(faults))}"
+        )
+
+
+def _check_number(name, value, *, above_zero=False):
+    is_number = isinstance(value, int | float | np.integer | np.floating)
+    is_number = is_number and not isinstance(value, bool)
+    if not is_number or not 0 <= value < math.inf or (above_zero and value == 0):
+        raise ValueError(
+            f"`{name}` must be a finite number {'above 0' if above_zero else '>= 0'}. "
+            f"Received: {name}={value!r}"
+        )
+    return float(value)
+
+
+def _check_axis(axis):
+    axes = axis if isinstance(axis, list | tuple) else [axis]
+    axes = [int(a) if isinstance(a, np.integer) else a for a in axes]
+    integers = {a for a in axes if type(a) is int}
+    if axis is not None and not (axes and len(integers) == len(axes)):
+        raise ValueError(
+            "`axis` must be None, an integer or a list of distinct integers. "
+            f"Received: axis={axis!r}"
+        )
+    return axes if isinstance(axis, list | tuple) else axes[0]

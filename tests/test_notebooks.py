@@ -1,0 +1,46 @@
+"""Each notebook runs, and its two files hold the same cells."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jupytext
+import pytest
+
+FOLDER = pathlib.Path(__file__).parent.parent / "notebooks"
+SCRIPTS = sorted(FOLDER.glob("[0-9]*.py"))
+
+every_notebook = pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+
+
+@every_notebook
+def test_script_and_notebook_hold_the_same_cells(script):
+    source = jupytext.read(script).cells
+    executed = jupytext.read(script.with_suffix(".ipynb")).cells
+    assert [(c.cell_type, c.source) for c in source] == [
+        (c.cell_type, c.source) for c in executed
+    ]
+
+
+@every_notebook
+def test_notebook_was_executed_in_order_and_is_small(script):
+    path = script.with_suffix(".ipynb")
+    cells = json.loads(path.read_text())["cells"]
+    counts = [c["execution_count"] for c in cells if c["cell_type"] == "code"]
+    assert counts == list(range(1, len(counts) + 1))
+    assert path.stat().st_size < 400_000
+    assert str(FOLDER.parent) not in path.read_text()
+
+
+@every_notebook
+def test_notebook_runs_on_small_data(script):
+    result = subprocess.run(
+        [sys.executable, script.name],
+        cwd=FOLDER,
+        env={**os.environ, "QUICK": "1", "MPLBACKEND": "Agg"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
