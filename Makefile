@@ -23,7 +23,7 @@ notebooks: .venv/dev.stamp data/ready.stamp  ## execute every notebook from its 
 	  ../$(BIN)/jupytext --to ipynb --update "$$script" && \
 	  ../$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
 	    --TagRemovePreprocessor.enabled=True \
-	    --TagRemovePreprocessor.remove_all_outputs_tags=hide-output \
+	    --TagRemovePreprocessor.remove_all_outputs_tags="['hide-output']" \
 	    "$${script%.py}.ipynb" || exit 1; done
 
 table: .venv/dev.stamp  ## write the README's tables from train.py and the results
