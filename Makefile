@@ -1,4 +1,5 @@
-# Every target sets up .venv by itself; nothing outside this folder is changed.
+# Every target sets up .venv by itself; nothing outside this folder is changed but the
+# caches of pip and Keras.
 PYTHON ?= python3
 BIN := .venv/bin
 # Debian's package lists and downloads are kept apart from the system's.
@@ -7,10 +8,10 @@ APT := apt-get -qq -o Dir::State=$(CURDIR)/data/apt -o Dir::Cache=$(CURDIR)/data
 
 .PHONY: train test lint notebooks table clean
 
-train: .venv/user.stamp data/ready.stamp  ## train the recommended run on Fashion-MNIST
+train: .venv/user.stamp data/ready.stamp  # train the recommended run on Fashion-MNIST
 	$(BIN)/python train.py $(ARGS)
 
-test: .venv/dev.stamp data/ready.stamp  ## all tests, on TensorFlow and on JAX
+test: .venv/dev.stamp data/ready.stamp  # all tests, on TensorFlow and on JAX
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -q
 	KERAS_BACKEND=jax $(BIN)/python -m pytest -q
 
@@ -18,7 +19,7 @@ lint: .venv/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-notebooks: .venv/dev.stamp data/ready.stamp  ## execute every notebook from its .py
+notebooks: .venv/dev.stamp data/ready.stamp  # execute every notebook from its .py
 	cd notebooks && for script in [0-9]*.py; do \
 	  ../$(BIN)/jupytext --to ipynb --update "$$script" && \
 	  ../$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
@@ -26,14 +27,14 @@ notebooks: .venv/dev.stamp data/ready.stamp  ## execute every notebook from its 
 	    --TagRemovePreprocessor.remove_all_outputs_tags="['hide-output']" \
 	    "$${script%.py}.ipynb" || exit 1; done
 
-table: .venv/dev.stamp  ## write the README's tables from train.py and the results
+table: .venv/dev.stamp  # write the README's tables from train.py and the results
 	$(BIN)/python benchmarks/table.py
 
 clean:
 	rm -rf .venv runs
 
 .venv/user.stamp: requirements.txt pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "Python 3.11 to 3.13 is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	touch $@
@@ -51,7 +52,8 @@ data/ready.stamp: | .venv/user.stamp
 	  >data/keras.log 2>&1; \
 	then echo 'Fashion-MNIST: found or downloaded by Keras.'; touch $@; \
 	elif { $(APT) update && cd data && $(APT) download dataset-fashion-mnist \
-	  && dpkg-deb -x dataset-fashion-mnist_*.deb unpacked && rm -rf fashion-mnist \
+	  && dpkg-deb -x dataset-fashion-mnist_*.deb unpacked \
+	  && { [ ! -e fashion-mnist ] || mv fashion-mnist fashion-mnist.$$(date +%s); } \
 	  && mv unpacked/usr/share/datasets/fashion-mnist . \
 	  && rm -rf apt unpacked *.deb; } >data/apt.log 2>&1; \
 	then echo 'Fashion-MNIST: unpacked from the Debian package.'; touch $(CURDIR)/$@; \

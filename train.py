@@ -93,23 +93,18 @@ def network(
 ):
     """Dense layers as in the chapter; `dropout()` makes the layer before each."""
     stack = [keras.Input((28, 28)), layers.Flatten()]
+    initializer = initializer or (lambda: initializer_for(activation))
     for units in hidden_units:
-        stack += [dropout()] if dropout else []
-        kernel_initializer = (
-            initializer() if initializer else initializer_for(activation)
+        if dropout:
+            stack.append(dropout())
+        weights = initializer()
+        stack.append(
+            layers.Dense(units, activation, kernel_initializer=weights, **dense_options)
         )
-        stack += [
-            layers.Dense(
-                units,
-                activation,
-                kernel_initializer=kernel_initializer,
-                **dense_options,
-            )
-        ]
-    stack += [dropout()] if dropout else []
-    stack += [
-        layers.Dense(10, "softmax", kernel_initializer=initializer_for("softmax"))
-    ]
+    if dropout:
+        stack.append(dropout())
+    weights = initializer_for("softmax")
+    stack.append(layers.Dense(10, "softmax", kernel_initializer=weights))
     return keras.Sequential(stack)
 
 
@@ -121,7 +116,7 @@ def compiled(model, optimizer):
     return model
 
 
-# --- the main job
+# --- the recommended run, and what to compare it with
 
 
 @run(epochs=20, batch_size=256)
@@ -323,28 +318,28 @@ def plateau_scheduler(plan):
 
 @run()
 def l1(plan):
-    """Penalty 1e-5 times the sum of absolute weights."""
+    """Penalty 1e-5 times the absolute weights of every kernel."""
     model = regularize(network(), l1=1e-5)
     return compiled(model, make_optimizer("momentum", 0.01)), []
 
 
 @run()
 def l2(plan):
-    """Penalty 1e-4 times the sum of squared weights, by Keras's own argument."""
+    """Penalty 1e-4 times the squared hidden weights, by Keras's own argument."""
     model = network(kernel_regularizer=keras.regularizers.L2(1e-4))
     return compiled(model, make_optimizer("momentum", 0.01)), []
 
 
 @run()
 def l1_l2(plan):
-    """Both penalties on every kernel."""
+    """Penalties of 1e-6 times the absolute and 1e-4 times the squared weights."""
     model = regularize(network(), l1=1e-6, l2=1e-4)
     return compiled(model, make_optimizer("momentum", 0.01)), []
 
 
 @run()
 def max_norm(plan):
-    """The incoming weights of each unit within norm 1, as in the book."""
+    """The incoming weights of each hidden unit within norm 1, as in the book."""
     model = network(kernel_constraint=MaxNorm(1.0))
     return compiled(model, make_optimizer("momentum", 0.01)), []
 
@@ -403,7 +398,7 @@ def train(options, data, source, folder):
         batches,
         epochs=epochs,
         validation_data=(data.x_valid, data.y_valid),
-        # First: it logs the rate that was used, before a scheduler sets the next one.
+        # For runs without a scheduler: the schedulers log the rate themselves.
         callbacks=[LearningRateLogger(), *callbacks],
     )
     seconds = time.perf_counter() - began
@@ -446,13 +441,16 @@ def evaluate(model, data, seed):
     """Scores on the test set, a row for each way to predict; the MC Dropout samples."""
     began = time.perf_counter()
     probabilities = model.predict(data.x_test, verbose=0)
-    rows = {"deterministic": scores(probabilities, data.y_test, began)}
+    seconds = time.perf_counter() - began
+    rows = {"deterministic": {**scores(probabilities, data.y_test), "seconds": seconds}}
     prediction = None
     if has_dropout(model) and np.isfinite(probabilities).all():
         began = time.perf_counter()
         predictor = MCDropoutPredictor(model, num_samples=MC_SAMPLES, seed=seed)
         prediction = predictor.predict(data.x_test, keep_samples=True)
-        rows["MC Dropout"] = scores(prediction.mean, data.y_test, began)
+        seconds = time.perf_counter() - began
+        row = {**scores(prediction.mean, data.y_test), "seconds": seconds}
+        rows["MC Dropout"] = row
     return pd.DataFrame(rows).T, prediction
 
 
@@ -491,23 +489,16 @@ def has_dropout(model):
     return any(isinstance(layer, kinds) for layer in model.layers)
 
 
-def scores(probabilities, labels, began):
-    """A row of the table; NaN for the probabilities of a run that has diverged."""
-    seconds = time.perf_counter() - began
-    if not np.isfinite(probabilities).all():
-        accuracy = nll = calibration_error = np.nan
-    else:
-        accuracy = np.mean(probabilities.argmax(axis=1) == labels)
-        nll = uncertainty.negative_log_likelihood(probabilities, labels)
-        calibration_error = uncertainty.expected_calibration_error(
-            probabilities, labels
-        )
-    return {
-        "accuracy": accuracy,
-        "nll": nll,
-        "calibration_error": calibration_error,
-        "seconds": seconds,
+def scores(probabilities, labels):
+    """Measures on the test set; NaN for a run that has diverged."""
+    measures = {
+        "accuracy": lambda p, y: np.mean(p.argmax(axis=1) == y),
+        "negative_log_likelihood": uncertainty.negative_log_likelihood,
+        "calibration_error": uncertainty.expected_calibration_error,
     }
+    if not np.isfinite(probabilities).all():
+        return dict.fromkeys(measures, np.nan)
+    return {name: measure(probabilities, labels) for name, measure in measures.items()}
 
 
 def backend_version():
@@ -520,10 +511,9 @@ def plot_curves(history, title):
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     figure.suptitle(title)
     epochs = history.index + 1
-    panels = zip(
-        figure.subplots(1, 3), ("loss", "accuracy", "learning_rate"), strict=True
-    )
-    for axes, name in panels:
+    panels = figure.subplots(1, 3)
+    names = ("loss", "accuracy", "learning_rate")
+    for axes, name in zip(panels, names, strict=True):
         axes.plot(epochs, history[name], "o-", markersize=3, label="training")
         if f"val_{name}" in history:
             axes.plot(
@@ -535,7 +525,7 @@ def plot_curves(history, title):
         )
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set(yscale="log", title="last rate of each epoch")
+    panels[2].set(yscale="log", title="last rate of each epoch")
     return figure
 
 

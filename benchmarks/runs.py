@@ -34,7 +34,7 @@ def measure(name, seed):
     row["validation_accuracy"] = round(metrics["validation_accuracy"], 4)
     for kind, prefix in (("deterministic", ""), ("MC Dropout", "mc_")):
         for score, value in metrics["test"].get(kind, {}).items():
-            row[prefix + score] = round(value, 4)
+            row[prefix + score] = None if value is None else round(value, 4)
     versions = [f"{name} {number}" for name, number in metrics["versions"].items()]
     row["versions"] = ", ".join(versions)
     row["machine"] = f"{metrics['machine']}, {metrics['device']}"

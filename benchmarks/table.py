@@ -29,14 +29,17 @@ def runs_table(rows):
         for label, prefix in kinds:
             cells = [
                 mean_and_deviation(group[prefix + score], digits=4)
-                for score in ("accuracy", "nll", "calibration_error")
+                for score in (
+                    "accuracy",
+                    "negative_log_likelihood",
+                    "calibration_error",
+                )
             ]
             seconds = mean_and_deviation(group["training_seconds"], digits=0)
             cells += ["the same" if prefix else seconds, str(len(group))]
             lines.append(f"| {label} | {' | '.join(cells)} |")
-    machine, versions = rows["machine"].iloc[-1], rows["versions"].iloc[-1]
-    commits = ", ".join(sorted(set(rows["commit"].astype(str))))
-    lines += ["", f"{machine}; {versions}; commit {commits}."]
+    facts = [dict.fromkeys(rows[key]) for key in ("machine", "versions", "commit")]
+    lines += ["", "; ".join(value for values in facts for value in values) + "."]
     return "\n".join(lines)
 
 

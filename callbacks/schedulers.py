@@ -31,9 +31,9 @@ plateau = PlateauScheduler("loss", patience=2, schedule=power.rate_at)
 model.fit(x, x[:, :1], epochs=3, verbose=0, callbacks=[plateau])
 ```
 
-Reference: Andrew Senior, Georg Heigold, Marc'Aurelio Ranzato, Ke Yang, "An Empirical
-    Study of Learning Rates in Deep Neural Networks for Speech Recognition", 2013,
-    https://doi.org/10.1109/ICASSP.2013.6638963
+Reference: Senior, Heigold, Ranzato, Yang, "An Empirical Study of Learning Rates in Deep
+Neural Networks for Speech Recognition", 2013,
+https://doi.org/10.1109/ICASSP.2013.6638963
 Revised: 0.1.0
 """
 
@@ -56,9 +56,7 @@ class _FormulaScheduler(keras.callbacks.Callback):
     def __init__(self, per):
         super().__init__()
         if per not in ("epoch", "step"):
-            raise ValueError(
-                f'Argument `per` must be "epoch" or "step". Received: per={per!r}'
-            )
+            raise ValueError(f'`per` must be "epoch" or "step". Received: per={per!r}')
         self.per = per
         self._epoch = 0  # the epoch in training, or after its end the next one
         self._earlier_epochs = 0  # those of the run that a state was taken from
@@ -246,7 +244,7 @@ class PiecewiseScheduler(_FormulaScheduler):
         super().__init__(per)
         if not isinstance(boundaries_epochs, (list, tuple, np.ndarray)):
             raise ValueError(
-                "Argument `boundaries_epochs` must be a list. "
+                "`boundaries_epochs` must be a list. "
                 f"Received: boundaries_epochs={boundaries_epochs}"
             )
         self.boundaries_epochs = [
@@ -255,14 +253,14 @@ class PiecewiseScheduler(_FormulaScheduler):
         ]
         if any(a >= b for a, b in itertools.pairwise(self.boundaries_epochs)):
             raise ValueError(
-                "Argument `boundaries_epochs` must increase. "
+                "`boundaries_epochs` must increase. "
                 f"Received: boundaries_epochs={boundaries_epochs}"
             )
         if not isinstance(values, (list, tuple, np.ndarray)) or (
             len(values) != len(boundaries_epochs) + 1
         ):
             raise ValueError(
-                f"Argument `values` must hold {len(boundaries_epochs) + 1} rates, one "
+                f"`values` must hold {len(boundaries_epochs) + 1} rates, one "
                 f"more than there are boundaries. Received: values={values}"
             )
         self.values = [_number("values", value) for value in values]
@@ -335,23 +333,22 @@ class PlateauScheduler(keras.callbacks.ReduceLROnPlateau):
         schedule: Callable[[int], float] | None = None,
     ):
         if not isinstance(monitor, str):
-            raise ValueError(
-                f"Argument `monitor` must be a name. Received: monitor={monitor!r}"
-            )
+            raise ValueError(f"`monitor` must be a name. Received: monitor={monitor!r}")
         if mode not in ("auto", "min", "max"):
             raise ValueError(
-                'Argument `mode` must be "auto", "min" or "max". '
-                f"Received: mode={mode!r}"
+                f'`mode` must be "auto", "min" or "max". Received: mode={mode!r}'
             )
         if schedule is not None and not callable(schedule):
             raise ValueError(
-                "Argument `schedule` must be a function from the epoch to the rate, "
+                "`schedule` must be a function from the epoch to the rate, "
                 "such as PowerScheduler(...).rate_at. "
                 f"Received: schedule={schedule!r}"
             )
+        if not _number("factor", factor) < 1:
+            raise ValueError(f"`factor` must be below 1. Received: factor={factor!r}")
         super().__init__(
             monitor=monitor,
-            factor=_number("factor", factor),
+            factor=float(factor),
             patience=_number("patience", patience, zero=True, whole=True),
             verbose=verbose,
             mode=mode,
@@ -400,7 +397,7 @@ class PlateauScheduler(keras.callbacks.ReduceLROnPlateau):
         logs = {} if logs is None else logs
         if self.monitor not in logs:
             raise ValueError(
-                "Argument `monitor` must name a value that is in the logs of every "
+                "`monitor` must name a value that is in the logs of every "
                 f"epoch: {', '.join(logs)}. Received: monitor={self.monitor!r}"
             )
         used = _last_rates(self.model.optimizer)
@@ -529,7 +526,6 @@ def _number(name, value, *, zero=False, whole=False, maximum=math.inf):
         least = "0 or more" if zero else "positive"
         most = f", at most {maximum}" if maximum < math.inf else ""
         raise ValueError(
-            f"Argument `{name}` must be a {kind}, {least}{most}. "
-            f"Received: {name}={value!r}"
+            f"`{name}` must be a {kind}, {least}{most}. Received: {name}={value!r}"
         )
     return int(value) if whole else float(value)

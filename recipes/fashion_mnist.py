@@ -205,7 +205,7 @@ def draw_garments(num_samples, *, seed=0):
         Shirt, Sneaker, Bag and Ankle boot are 0 to 9.
 
     Raises:
-        ValueError: If `num_samples` or `seed` is not such an integer.
+        ValueError: `num_samples` or `seed` is not such an integer.
     """
     num_samples = _integer("num_samples", num_samples, minimum=1)
     rng = np.random.default_rng(_integer("seed", seed, minimum=0))
@@ -350,7 +350,7 @@ def _read(path):
 
 
 def _draw_kind(kind, count, rng):
-    """Paints `count` garments of one kind, each part in its pose, then the cloth."""
+    """Paint `count` garments of one kind, each part in its pose, then the cloth."""
 
     def between(low, high):
         return rng.uniform(low, high, (count, 1, 1))
@@ -394,7 +394,7 @@ def _coverage(corners):
 
 
 def _parts(kind, between):
-    """Yields `(corners, tone)` in the order of painting; x and y in -1..1, y down."""
+    """Yield `(corners, tone)` in the order of painting; x and y in -1..1, y down."""
 
     def often(share):  # 1 or 0: a part of no width is not there
         return 1.0 * (between(0, 1) < share)

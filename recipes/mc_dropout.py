@@ -1,9 +1,9 @@
 """MC Dropout for a trained Keras model: the mean and spread of many dropped-out passes.
 
 Use it to rank inputs by how unsure the model is (mutual information finds inputs unlike
-the training data), on any model that was trained with dropout. Do not expect better
-calibration by itself: on Fashion-MNIST the averaged probabilities are under-confident,
-and their log likelihood and calibration error can be worse than one plain `predict`.
+the training data), on any model that was trained with dropout. Do not count on better
+calibration: averaging makes predictions less confident, which helps an over-confident
+network and harms another.
 
 Only dropout is switched on. The book's `model(x, training=True)` also moves the
 statistics of BatchNormalization and turns augmentation on, and a `Dropout(...)(x,

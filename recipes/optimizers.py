@@ -72,7 +72,7 @@ def make_optimizer(
     global_clipnorm=None,
     **options,
 ):
-    """A fresh optimizer with the chapter's hyper-parameters, clipped if you say so.
+    """Return a fresh optimizer with the chapter's hyper-parameters, clipped or not.
 
     Fresh at each call, because a Keras optimizer belongs to the variables it has first
     seen. When you want Keras's defaults or another optimizer, call the Keras class.
@@ -135,7 +135,7 @@ def make_optimizer(
 
 @keras.saving.register_keras_serializable(package="recipes")
 class ClippedOptimizer(keras.optimizers.Optimizer):
-    """Clips the gradient, then hands it to the optimizer inside.
+    """Clip the gradient, then hand it to the optimizer inside.
 
     The bounds are applied in this order, each to what the one before has left:
 
@@ -316,7 +316,7 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
         return [keras.ops.divide(g, num_replicas) for g in clipped]
 
     def get_config(self):
-        """The inner optimizer and the bounds."""
+        """Return the constructor's arguments."""
         inner = keras.saving.serialize_keras_object(self.inner_optimizer)
         inner["config"]["loss_scale_factor"] = self.loss_scale_factor
         return {

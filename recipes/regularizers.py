@@ -57,7 +57,7 @@ _MANTISSA_BITS = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}
 
 @keras.saving.register_keras_serializable(package="recipes")
 class MaxNorm(keras.constraints.Constraint):
-    """Scales each unit's incoming weights back to a norm of at most `max_value`.
+    """Scale each unit's incoming weights back to a norm of at most `max_value`.
 
     For the `kernel_constraint` of Dense and convolutional layers, mostly beside dropout
     and a high learning rate. Not for attention layers, which share one constraint among
@@ -115,7 +115,7 @@ class MaxNorm(keras.constraints.Constraint):
         return ops.where(scale * length > self.max_value, shrunk, w)
 
     def get_config(self):
-        """Returns the arguments of the constructor."""
+        """Return the constructor's arguments."""
         return {"max_value": self.max_value, "axis": self.axis}
 
     def _axes(self, shape):
@@ -204,7 +204,7 @@ def regularize(model, *, l1=0.0, l2=0.0, max_norm=None):
 
 
 def project(model):
-    """Applies the constraints of all weights of a built model, once and in place.
+    """Apply the constraints of all weights of a built model, once and in place.
 
     For weights that no optimizer step has constrained: initial, loaded, frozen, or just
     overwritten by their moving average (as an optimizer with `use_ema=True` does at the

@@ -31,9 +31,9 @@ model.compile(keras.optimizers.SGD(learning_rate=schedules["power"]), loss="mse"
 model.fit(np.ones((64, 4)), np.ones((64, 1)), epochs=2, verbose=0)
 ```
 
-Reference: Andrew Senior, Georg Heigold, Marc'Aurelio Ranzato, Ke Yang, "An Empirical
-    Study of Learning Rates in Deep Neural Networks for Speech Recognition", 2013,
-    https://doi.org/10.1109/ICASSP.2013.6638963
+Reference: Senior, Heigold, Ranzato, Yang, "An Empirical Study of Learning Rates in Deep
+Neural Networks for Speech Recognition", 2013,
+https://doi.org/10.1109/ICASSP.2013.6638963
 Revised: 0.1.0
 """
 
@@ -138,7 +138,7 @@ class Exponential(keras.optimizers.schedules.LearningRateSchedule):
         self.factor = _positive_number("factor", factor)
         if self.factor > 1:
             raise ValueError(
-                "Argument `factor` must be at most 1, for the rate would grow. "
+                "`factor` must be at most 1, for the rate would grow. "
                 f"Received: factor={factor}"
             )
 
@@ -188,14 +188,14 @@ class Piecewise(keras.optimizers.schedules.LearningRateSchedule):
             and all(a < b for a, b in itertools.pairwise([-1, *boundaries]))
         ):
             raise ValueError(
-                "Argument `boundaries` must be increasing whole numbers, 0 or more. "
+                "`boundaries` must be increasing whole numbers, 0 or more. "
                 f"Received: boundaries={boundaries}"
             )
         if not isinstance(values, (list, tuple, np.ndarray)) or (
             len(values) != len(boundaries) + 1
         ):
             raise ValueError(
-                f"Argument `values` must hold {len(boundaries) + 1} rates, one more "
+                f"`values` must hold {len(boundaries) + 1} rates, one more "
                 f"than there are boundaries. Received: values={values}"
             )
         self.boundaries = [int(boundary) for boundary in boundaries]
@@ -237,12 +237,12 @@ def plot_schedules(schedules: dict, total_steps: int):
 
     if not isinstance(schedules, dict) or not schedules:
         raise ValueError(
-            "Argument `schedules` must be a dictionary {label: schedule} with at "
+            "`schedules` must be a dictionary {label: schedule} with at "
             f"least one entry. Received: schedules={schedules}"
         )
     if not _is_whole(total_steps) or total_steps < 1:
         raise ValueError(
-            "Argument `total_steps` must be a positive whole number. "
+            "`total_steps` must be a positive whole number. "
             f"Received: total_steps={total_steps}"
         )
     steps = np.unique(np.linspace(0, total_steps - 1, 2000).astype("int32"))
@@ -266,8 +266,7 @@ def _positive_number(name, value):
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not (is_number and 0 < value < math.inf):
         raise ValueError(
-            f"Argument `{name}` must be a positive finite number. "
-            f"Received: {name}={value!r}"
+            f"`{name}` must be a positive finite number. Received: {name}={value!r}"
         )
     return float(value)
 
