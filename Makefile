@@ -19,13 +19,15 @@ lint: .venv/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-notebooks: .venv/dev.stamp data/ready.stamp  # execute every notebook from its .py
+# Two conversions: outputs cannot be hidden in the one that makes them.
+notebooks: .venv/dev.stamp data/ready.stamp # execute every notebook from its .py
 	cd notebooks && for script in [0-9]*.py; do \
-	  ../$(BIN)/jupytext --to ipynb --update "$$script" && \
-	  ../$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
-	    --TagRemovePreprocessor.enabled=True \
-	    --TagRemovePreprocessor.remove_all_outputs_tags="['hide-output']" \
-	    "$${script%.py}.ipynb" || exit 1; done
+	  notebook="$${script%.py}.ipynb"; convert="../$(BIN)/jupyter nbconvert --inplace"; \
+	  ../$(BIN)/jupytext --to ipynb --update "$$script" \
+	  && $$convert --to notebook --execute "$$notebook" \
+	  && $$convert --to notebook --TagRemovePreprocessor.enabled=True \
+	    --TagRemovePreprocessor.remove_all_outputs_tags="['hide-output']" "$$notebook" \
+	  || exit 1; done
 
 table: .venv/dev.stamp  # write the README's tables from train.py and the results
 	$(BIN)/python benchmarks/table.py

@@ -38,8 +38,8 @@ def runs_table(rows):
             seconds = mean_and_deviation(group["training_seconds"], digits=0)
             cells += ["the same" if prefix else seconds, str(len(group))]
             lines.append(f"| {label} | {' | '.join(cells)} |")
-    facts = [dict.fromkeys(rows[key]) for key in ("machine", "versions", "commit")]
-    lines += ["", "; ".join(value for values in facts for value in values) + "."]
+    facts = [", ".join(rows[key].unique()) for key in ("machine", "versions", "commit")]
+    lines += ["", "{}; {}; commit {}.".format(*facts)]
     return "\n".join(lines)
 
 

@@ -47,7 +47,7 @@ from recipes.optimizers import make_optimizer
 from recipes.schedules import Exponential, Piecewise, PowerDecay, plot_schedules
 
 QUICK = bool(os.environ.get("QUICK"))
-EPOCHS = 3 if QUICK else 12
+EPOCHS = 4 if QUICK else 12
 BATCH_SIZE = 128
 SEED = 42
 
@@ -58,8 +58,8 @@ if QUICK:
 else:
     data = load("../data/fashion-mnist")
 
-STEPS = -(-len(data.x_train) // BATCH_SIZE)  # in an epoch
-TOTAL_STEPS = EPOCHS * STEPS
+STEPS_PER_EPOCH = -(-len(data.x_train) // BATCH_SIZE)
+TOTAL_STEPS = EPOCHS * STEPS_PER_EPOCH
 plt.rcParams.update({"figure.dpi": 72, "axes.grid": True, "grid.alpha": 0.3})
 
 
@@ -126,7 +126,7 @@ plot_runs(constant)
 # - exponential: $\eta(t) = \eta_0 \cdot 0.1^{t/s}$, the same factor over equal times
 # - piecewise constant: a list of rates and of the steps at which they begin
 #
-# $t$ is the optimizer's step. They are objects that the compiled training step evaluates.
+# $t$ is the optimizer's step. Schedules are objects that the compiled training step evaluates.
 
 # %%
 schedules = {
@@ -152,8 +152,9 @@ scheduled = {label: train(schedule) for label, schedule in schedules.items()}
 plot_runs({"constant 0.05": constant["constant 0.05"], **scheduled})
 
 # %% [markdown]
-# Compare the right panel with the left: where the rate falls, the training loss drops a
-# step, and the validation accuracy stops jumping. All three end above the constant rate.
+# Compare the right panel with the left: where `piecewise` cuts the rate, its training
+# loss drops a step, and with all three the validation accuracy stops jumping and ends above
+# that of the constant rate.
 
 # %% [markdown]
 # ## The same by epochs, as callbacks
@@ -168,7 +169,7 @@ with_callbacks = {
     "exponential": train(0.05, [ExponentialScheduler(0.05, decay_epochs=EPOCHS / 1.5)]),
     "piecewise": train(
         0.05,
-        [PiecewiseScheduler([EPOCHS // 2, EPOCHS - 1], [0.05, 0.01, 0.002])],
+        [PiecewiseScheduler([EPOCHS // 2, EPOCHS * 4 // 5], [0.05, 0.01, 0.002])],
     ),
     "plateau": train(0.05, [PlateauScheduler(factor=0.2, patience=1)]),
     "plateau on power": train(
@@ -232,7 +233,7 @@ ours = Exponential(1, decay_steps=10, factor=0.5)
 print("ours, from 1: ", [round(float(ours(step)), 4) for step in (0, 5, 10)])
 
 # %% [markdown]
-# And where boundaries do not increase, rates add up; ours refuse:
+# And where boundaries do not increase, rates add up; ours refuses them:
 
 # %%
 tangled = keras.optimizers.schedules.PiecewiseConstantDecay([5, 2], [1.0, 0.1, 0.01])
@@ -248,8 +249,7 @@ except ValueError as error:
 # - Take the largest rate that still trains, and let it fall by a factor of 10 to 100.
 # - Power decay when the length of the run is open, exponential when it is known.
 # - In the optimizer it is saved with the model; as a callback it can react and is logged.
-# - Not needed: for short runs with Adam at a small rate, a constant one does nearly as
-#   well. Do not combine two callbacks that set the rate: the later one wins.
+# - Do not combine two callbacks that set the rate: the later one wins.
 #
 # Reference: Géron, *Hands-On Machine Learning*, 3rd edition, chapter 11; Senior et al.,
 # [An Empirical Study of Learning Rates](https://doi.org/10.1109/ICASSP.2013.6638963),

@@ -178,7 +178,7 @@ def split_and_scale(train, test, *, scale="unit", validation_size=5000):
 
 
 def draw_garments(num_samples, *, seed=0):
-    """Draws a stand-in for Fashion-MNIST: ten kinds of garments, 28x28, by code.
+    """Draw a stand-in for Fashion-MNIST: ten kinds of garments, 28x28, by code.
 
     For tests, demonstrations and machines without the real pictures, about which
     accuracies on these say nothing. A garment is a few filled polygons of random pose,

@@ -95,7 +95,7 @@ class MaxNorm(keras.constraints.Constraint):
         self.axis = _check_axis(axis)
 
     def __call__(self, w):
-        """Returns the weights within the bound, of the same shape and dtype."""
+        """Return the weights within the bound, of the same shape and dtype."""
         w = ops.convert_to_tensor(w)
         axes = self._axes(w.shape)
         dtype = keras.backend.standardize_dtype(w.dtype)
