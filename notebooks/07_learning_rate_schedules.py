@@ -153,7 +153,7 @@ plot_runs({"constant 0.05": constant["constant 0.05"], **scheduled})
 
 # %% [markdown]
 # Compare the right panel with the left: where `piecewise` cuts the rate, its training
-# loss drops a step, and with all three the validation accuracy stops jumping and ends above
+# loss drops a step, and with all three the validation accuracy jumps less and ends above
 # that of the constant rate.
 
 # %% [markdown]
