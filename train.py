@@ -47,6 +47,7 @@ from recipes.schedules import Exponential, Piecewise, PowerDecay
 
 DATA_FOLDER = pathlib.Path(__file__).parent / "data" / "fashion-mnist"
 MC_SAMPLES = 100  # as in the book
+FILES = {"model.keras", "history.csv", "metrics.json", "curves.png", "uncertainty.png"}
 
 
 class Run(typing.NamedTuple):
@@ -379,6 +380,8 @@ def main(arguments=None):
             train(options, data, source, folder)
     except OSError as error:
         parser.error(f"the results cannot be written: {error}")
+    except KeyboardInterrupt:
+        parser.exit(130, "\ntrain.py: interrupted, nothing was written\n")
     print(f"Written to {run_folder(options)}, from {source}.")
     return 0
 
@@ -549,15 +552,26 @@ def folder_in_the_making(options):
     """A new folder that becomes the run's own only when all went well."""
     target = run_folder(options)
     target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        foreign = sorted({path.name for path in target.iterdir()} - FILES)
+        if foreign:
+            raise FileExistsError(
+                f"{target} holds {foreign[0]}, which is not from here"
+            )
     with tempfile.TemporaryDirectory(
         dir=target.parent, prefix=f".{target.name}-"
     ) as scratch:
-        making = pathlib.Path(scratch) / "new"
+        making, old = pathlib.Path(scratch) / "new", pathlib.Path(scratch) / "old"
         making.mkdir()
         yield making
-        if target.exists():
-            target.rename(pathlib.Path(scratch) / "old")
-        making.rename(target)
+        try:
+            if target.exists():
+                target.rename(old)
+            making.rename(target)
+        except BaseException:
+            if old.exists() and not target.exists():
+                old.rename(target)
+            raise
 
 
 class OneSentenceParser(argparse.ArgumentParser):

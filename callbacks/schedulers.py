@@ -41,6 +41,7 @@ import bisect
 import itertools
 import math
 import numbers
+import sys
 from collections.abc import Callable
 
 import keras
@@ -519,7 +520,7 @@ def _number(name, value, *, zero=False, whole=False, maximum=math.inf):
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if (
         not (is_number and (0 <= value if zero else 0 < value))
-        or not (value <= maximum and value < math.inf)
+        or not (value <= maximum and value <= sys.float_info.max)
         or (whole and value != int(value))
     ):
         kind = "whole number" if whole else "finite number"

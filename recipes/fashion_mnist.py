@@ -115,6 +115,8 @@ def load(data_dir=None, *, scale="unit", validation_size=5000):
     _check_split(scale, validation_size, num_samples=60000)
     home = pathlib.Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()
     caches = [c / "datasets" / "fashion-mnist" for c in (home, _KERAS_FALLBACK)]
+    if not isinstance(data_dir, (str, os.PathLike, type(None))):
+        raise ValueError(f"`data_dir` must be a path. Received: data_dir={data_dir!r}")
     folders = [] if data_dir is None else [pathlib.Path(data_dir)]
     folder = _first_with_data([*folders, *caches, _SYSTEM_FOLDER])
     if folder is None:
@@ -155,7 +157,13 @@ def split_and_scale(train, test, *, scale="unit", validation_size=5000):
     Raises:
         ValueError: Unknown `scale`, or `validation_size` out of range.
     """
-    (x_train, y_train), (x_test, y_test) = train, test
+    x_train, y_train = _pair("train", train)
+    x_test, y_test = _pair("test", test)
+    if x_train.shape[1:] != x_test.shape[1:]:
+        raise ValueError(
+            "`test` must hold images of the size of those of `train`. "
+            f"Received: {x_test.shape[1:]} and {x_train.shape[1:]}"
+        )
     _check_split(scale, validation_size, num_samples=len(x_train))
     split = len(x_train) - operator.index(validation_size)
     parts = [x_train[:split], x_train[split:], x_test]
@@ -254,24 +262,31 @@ def epoch_batches(x, y, batch_size, *, seed, initial_epoch=0):
 class _EpochBatches(keras.utils.PyDataset):
     def __init__(self, x, y, batch_size, seed, initial_epoch):
         super().__init__()
-        if len(x) != len(y) or len(x) == 0:
+        # As arrays: a pandas Series would look rows up by label instead of position.
+        self.x, self.y = np.asarray(x), np.asarray(y)
+        shapes = self.x.shape, self.y.shape
+        if not all(shapes) or shapes[0][0] != shapes[1][0] or shapes[0][0] == 0:
             raise ValueError(
-                "`x` and `y` must have the same number of rows, at least 1. "
-                f"Received: len(x)={len(x)}, len(y)={len(y)}"
+                "`x` and `y` must be arrays of the same number of rows, at least 1. "
+                f"Received: x.shape={shapes[0]}, y.shape={shapes[1]}"
             )
-        self.x, self.y = x, y
         self.batch_size = _integer("batch_size", batch_size, minimum=1)
         self.seed = _integer("seed", seed, minimum=0)
         self.epoch = _integer("initial_epoch", initial_epoch, minimum=0)
         self._lock = threading.Lock()
         self._playing = False
-        self._order = np.arange(len(x))
+        self._order = np.arange(len(self.x))
         self._positions = {}
 
     def __len__(self):
         return -(-len(self.x) // self.batch_size)
 
     def on_epoch_begin(self):
+        if self.workers > 1 or self.use_multiprocessing:
+            raise ValueError(
+                "Only one worker keeps the order of the batches. Received: workers="
+                f"{self.workers}, use_multiprocessing={self.use_multiprocessing}"
+            )
         if len(self) > 1:
             rng = np.random.default_rng([self.seed, self.epoch])
             self._order = rng.permutation(len(self.x))
@@ -306,8 +321,25 @@ def _integer(name, value, minimum):
     return int(value)
 
 
+def _pair(name, pair):
+    try:
+        x, y = map(np.asarray, pair)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`{name}` must be a pair of arrays (x, y). {error}"
+        ) from error
+    if x.dtype != np.uint8 or x.ndim != 3 or y.shape != x.shape[:1]:
+        raise ValueError(
+            f"`{name}` must be uint8 images (n, height, width) and labels (n,). "
+            f"Received: {x.dtype} {x.shape} and {y.dtype} {y.shape}"
+        )
+    return x, y
+
+
 def _check_split(scale, validation_size, num_samples):
-    if scale not in ("unit", "standardize", "minmax", None):
+    if scale is not None and (
+        not isinstance(scale, str) or scale not in ("unit", "standardize", "minmax")
+    ):
         raise ValueError(
             "`scale` must be 'unit', 'standardize', 'minmax' or None. "
             f"Received: scale={scale!r}"

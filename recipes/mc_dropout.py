@@ -34,15 +34,19 @@ Revised: 0.1.0
 import contextlib
 import dataclasses
 import json
+import numbers
 import os
 import pathlib
-import tempfile
+import threading
 
 import keras
 import numpy as np
 
+# The masks are put into the model's own layers, so two threads must not do it at once.
+_ONE_AT_A_TIME = threading.Lock()
+
 # Masks are drawn for at least this many inputs at a time, from one generator.
-_INPUTS_PER_STREAM = 256
+_INPUTS_PER_STREAM = 32
 
 
 @keras.saving.register_keras_serializable(package="recipes")
@@ -192,7 +196,8 @@ class MCDropoutPredictor:
             len(starts) * self.num_samples, verbose=int(bool(verbose)), unit_name="pass"
         )
         parts = []
-        with _Masks(self._dropouts, self.seed, self.inputs_per_mask) as masks:
+        masks = _Masks(self._dropouts, self.seed, self.inputs_per_mask)
+        with _ONE_AT_A_TIME, masks:
             for start in starts:
                 rows = slice(start, start + batch_size)
                 batch = keras.tree.map_structure(
@@ -317,15 +322,17 @@ class MCPrediction:
         path = pathlib.Path(path)
         arrays = {k: v for k, v in vars(self).items() if isinstance(v, np.ndarray)}
         facts = {"num_samples": self.num_samples, "settings": self.settings}
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            try:
+        if not path.name or not path.parent.is_dir():
+            raise ValueError(
+                f"`path` must name a file in an existing folder. Received: path={path}"
+            )
+        new = path.with_name(f".{path.name}.{os.getpid()}.new")
+        try:
+            with open(new, "wb") as file:
                 np.savez_compressed(file, facts=json.dumps(facts), **arrays)
-                file.close()
-                os.replace(file.name, path)
-            except BaseException:
-                file.close()
-                os.unlink(file.name)
-                raise
+            os.replace(new, path)
+        finally:
+            new.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path):
@@ -373,7 +380,7 @@ def _active_dropouts(model):
             silent, why = True, "is stateful, so that predicting would change it"
         else:
             rates = [getattr(layer, n, 0) for n in ("dropout", "recurrent_dropout")]
-            silent = any(isinstance(rate, (int, float)) and rate > 0 for rate in rates)
+            silent = any(isinstance(rate, numbers.Real) and rate > 0 for rate in rates)
             why = "draws its dropout without a dropout layer"
         if silent:
             raise ValueError(
@@ -442,7 +449,7 @@ class _Masks:
             )
 
     def _make_call(self, number, layer):
-        def call(inputs, training=None):
+        def call(inputs, *_, **__):
             _refuse_tracing(inputs, layer)
             shape = tuple(inputs.shape)
             if shape[0] != len(self.rows):
@@ -618,7 +625,8 @@ def _join(parts, predictor):
             "seed": predictor.seed,
             "inputs_per_mask": predictor.inputs_per_mask,
             "from_logits": predictor.from_logits,
-            "rates": {layer.name: layer.rate for layer in predictor._dropouts},
+            # Pairs, for nested models may hold layers of equal names.
+            "rates": [[layer.name, float(layer.rate)] for layer in predictor._dropouts],
             "keras": keras.version(),
             "backend": keras.backend.backend(),
             "numpy": np.__version__,

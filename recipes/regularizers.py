@@ -52,6 +52,11 @@ _SPARED_LAYERS = (
     layers.RMSNormalization,
     layers.PReLU,
 )
+_LOOKUP_LAYERS = (
+    layers.IntegerLookup,
+    layers.StringLookup,
+    layers.TextVectorization,
+)
 _MANTISSA_BITS = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}
 
 
@@ -270,6 +275,8 @@ def _check_layers(model, options):
                     faults.append(f"{name} has a {option} of its own")
             if len(layer.weights) > 1 + layer.use_bias:  # LoRA, quantized, PReLU inside
                 faults.append(f"{name} has weights beside kernel and bias")
+        elif isinstance(layer, _LOOKUP_LAYERS):
+            faults.append(f"{name} has a vocabulary that a clone would not have")
         elif layer.weights and not isinstance(layer, _SPARED_LAYERS):
             faults.append(f"{name} has weights of a kind not known here")
     if faults:
@@ -283,7 +290,9 @@ def _check_layers(model, options):
 def _check_number(name, value, *, above_zero=False):
     is_number = isinstance(value, int | float | np.integer | np.floating)
     is_number = is_number and not isinstance(value, bool)
-    if not is_number or not 0 <= value < math.inf or (above_zero and value == 0):
+    limits = np.finfo("float32")  # beyond them it would be 0 or infinite on the device
+    lowest = float(limits.tiny) if above_zero else 0
+    if not is_number or not lowest <= value <= float(limits.max):
         raise ValueError(
             f"`{name}` must be a finite number {'above 0' if above_zero else '>= 0'}. "
             f"Received: {name}={value!r}"

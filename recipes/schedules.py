@@ -264,7 +264,8 @@ def plot_schedules(schedules: dict, total_steps: int):
 
 def _positive_number(name, value):
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not (is_number and 0 < value < math.inf):
+    limits = np.finfo("float32")  # beyond them it would be 0 or infinite on the device
+    if not (is_number and float(limits.tiny) <= value <= float(limits.max)):
         raise ValueError(
             f"`{name}` must be a positive finite number. Received: {name}={value!r}"
         )

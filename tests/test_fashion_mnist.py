@@ -5,6 +5,7 @@ import struct
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -223,12 +224,31 @@ def test_an_unknown_scale_is_refused(scale):
         split_and_scale(small(), small(), scale=scale, validation_size=5)
     with pytest.raises(ValueError, match="`scale`"):
         load(scale=scale)
+    with pytest.raises(ValueError, match="`data_dir`.*Received: data_dir=5"):
+        load(5)
 
 
 @pytest.mark.parametrize("size", [-1, 50, 1e3, 2.5, None, True, "5"])
 def test_a_validation_size_out_of_range_is_refused(size):
     with pytest.raises(ValueError, match="`validation_size`.*Received"):
         split_and_scale(small(), small(), validation_size=size)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        None,
+        small()[::-1],
+        (small()[0] / 255, small()[1]),
+        (small()[0], small()[1][:5]),
+        (*small(), 1),
+    ],
+)
+def test_what_is_no_pair_of_images_and_labels_is_refused(wrong):
+    with pytest.raises(ValueError, match="`train` must be"):
+        split_and_scale(wrong, small(), validation_size=5)
+    with pytest.raises(ValueError, match="`test` must"):
+        split_and_scale(small(), wrong, validation_size=5)
 
 
 # --- batches in an order that depends on seed and epoch
@@ -350,6 +370,21 @@ def test_an_epoch_holds_every_row_once(num, batch_size, seed, epoch):
     assert [len(x) for x, _ in seen[:-1]] == [batch_size] * (len(batches) - 1)
 
 
+def test_rows_of_a_series_are_taken_by_position():
+    labels = pd.Series([0, 1, 2, 3], index=[3, 2, 1, 0])
+    batches = epoch_batches(np.arange(4), labels, 2, seed=0)
+    batches.on_epoch_begin()
+    assert all((x == y).all() for x, y in (batches[0], batches[1]))
+
+
+def test_several_workers_are_refused():
+    x, y = linear_data(24)
+    batches = epoch_batches(x, y, 4, seed=5)
+    batches.workers = 4
+    with pytest.raises(ValueError, match="order of the batches.*workers=4"):
+        linear_model().fit(batches, verbose=0)
+
+
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="JAX reshuffles")
 def test_keras_still_repeats_one_order_in_all_epochs():
     """The reason for `epoch_batches`; when this fails, Keras has mended it."""
@@ -380,6 +415,8 @@ def test_keras_still_repeats_one_order_in_all_epochs():
         ({"seed": None}, "`seed`"),
         ({"initial_epoch": -1}, "`initial_epoch`"),
         ({"y": np.ones(3)}, "`x` and `y`"),
+        ({"y": None}, "`x` and `y`"),
+        ({"x": {"a": np.ones(4)}}, "`x` and `y`"),
         ({"x": np.ones((0, 2)), "y": np.ones(0)}, "at least 1"),
     ],
 )

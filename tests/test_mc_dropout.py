@@ -1,3 +1,5 @@
+import concurrent.futures
+import json
 import os
 
 import keras
@@ -272,6 +274,27 @@ def test_subclassed_models_are_sampled():
     assert sample(model, data(3, 6)).std.min() > 0
 
 
+def test_threads_take_turns():
+    model, x = classifier(), data(5, 6)
+    alone = sample(model, x).samples
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        together = [pool.submit(sample, model, x) for _ in range(3)]
+    for one in together:
+        np.testing.assert_array_equal(one.result().samples, alone)
+
+
+def test_dropout_of_another_signature_is_sampled():
+    class Masked(layers.Dropout):
+        def call(self, inputs, training=None, mask=None):
+            return super().call(inputs, training=training)
+
+    x = np.ones((1, 6, 4))
+    model = sequential(layers.Masking(), Masked(np.float32(0.5)), shape=(6, 4))
+    result = sample(model, x)
+    assert result.std.min() > 0
+    assert json.dumps(result.settings)
+
+
 def test_dropout_three_models_deep_is_sampled():
     model = sequential(layers.Dropout(0.5), layers.Dense(6))
     for _ in range(2):
@@ -393,8 +416,11 @@ def test_saved_prediction_loads_with_its_settings(tmp_path, keep_samples):
     loaded = MCPrediction.load(tmp_path / "prediction.npz")
     for name, value in vars(result).items():
         np.testing.assert_equal(getattr(loaded, name), value)
-    assert loaded.settings["seed"] == 5 and len(loaded.settings["rates"]) == 2
+    assert loaded.settings["seed"] == 5
+    assert [rate for _, rate in loaded.settings["rates"]] == [0.2, 0.5]
     assert os.listdir(tmp_path) == ["prediction.npz"]
+    with pytest.raises(ValueError, match="`path`"):
+        result.save(tmp_path / "nowhere" / "prediction.npz")
 
 
 def test_a_damaged_file_is_named(tmp_path):
@@ -428,6 +454,7 @@ def test_always_on_layers_drop_in_predict_and_load_in_safe_mode(layer, tmp_path)
         ([layers.Dropout(0.0)], (6,), "no dropout.*dropout"),
         ([layers.LSTM(3, dropout=0.2)], (5, 6), "cannot be sampled.*without a"),
         ([layers.GRU(3, recurrent_dropout=0.2)], (5, 6), "cannot be sampled"),
+        ([layers.LSTM(3, dropout=np.float32(0.2))], (5, 6), "cannot be sampled"),
         ([layers.TimeDistributed(layers.Dropout(0.5))], (5, 6), "one time step"),
         ([layers.Dropout(0.5, noise_shape=(4, 6))], (6,), "fixed batch size"),
     ],

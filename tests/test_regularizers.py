@@ -443,6 +443,23 @@ def test_other_layers_with_weights_are_refused_by_name(layer, shape):
         regularize(model, l2=0.1)
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow only")
+def test_a_vocabulary_is_refused_by_name():
+    lookup = keras.layers.IntegerLookup(vocabulary=[5, 6], name="words")
+    inputs = keras.Input((1,), dtype="int64")
+    outputs = keras.layers.Dense(2)(keras.layers.Rescaling(1.0)(lookup(inputs)))
+    with pytest.raises(ValueError, match=r"words \(IntegerLookup\) has a vocabulary"):
+        regularize(keras.Model(inputs, outputs), l2=0.1)
+
+
+@pytest.mark.parametrize("number", [10**400, 1e300])
+def test_numbers_beyond_float32_are_refused(number):
+    with pytest.raises(ValueError, match="`max_value`"):
+        MaxNorm(number)
+    with pytest.raises(ValueError, match="`max_value`"):
+        MaxNorm(1e-320)
+
+
 def test_slopes_of_prelu_are_copied_and_not_penalized():
     stack = [keras.layers.Dense(3), keras.layers.PReLU("ones")]
     clone = regularize(keras.Sequential([keras.Input((4,)), *stack]), l2=0.1)

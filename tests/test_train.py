@@ -65,8 +65,8 @@ def test_the_same_seed_trains_the_same_weights(tmp_path):
 def test_a_run_replaces_an_older_one_only_when_it_succeeds(tmp_path, monkeypatch):
     arguments = ["baseline", *DRY, "--output", str(tmp_path)]
     train.main(arguments)
-    marker = tmp_path / "baseline-0" / "marker"
-    marker.touch()
+    marker = tmp_path / "baseline-0" / "curves.png"
+    marker.write_text("old")
 
     def full_disk(*_):
         raise OSError(28, "No space left on device")
@@ -75,10 +75,40 @@ def test_a_run_replaces_an_older_one_only_when_it_succeeds(tmp_path, monkeypatch
     with pytest.raises(SystemExit) as leaving:
         train.main(arguments)
     assert leaving.value.code == 2
-    assert marker.exists() and os.listdir(tmp_path) == ["baseline-0"]
+    assert marker.read_text() == "old" and os.listdir(tmp_path) == ["baseline-0"]
     monkeypatch.undo()
     train.main(arguments)
-    assert not marker.exists() and os.listdir(tmp_path) == ["baseline-0"]
+    assert marker.read_bytes() != b"old" and os.listdir(tmp_path) == ["baseline-0"]
+
+
+@pytest.mark.parametrize("name", ["new", "baseline-0"])
+def test_an_interrupt_while_results_are_moved_loses_no_older_ones(
+    name, tmp_path, monkeypatch
+):
+    options = train.command_line().parse_args(["baseline", "--output", str(tmp_path)])
+    with train.folder_in_the_making(options) as folder:
+        (folder / "metrics.json").write_text("old")
+    rename = pathlib.Path.rename
+
+    def interrupted(path, target):
+        if path.name == name:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(pathlib.Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), train.folder_in_the_making(options):
+        pass
+    assert (tmp_path / "baseline-0" / "metrics.json").read_text() == "old"
+    assert os.listdir(tmp_path) == ["baseline-0"]
+
+
+def test_files_of_the_user_are_not_replaced(tmp_path, capsys):
+    (tmp_path / "adam-0").mkdir()
+    (tmp_path / "adam-0" / "notes.txt").touch()
+    with pytest.raises(SystemExit) as leaving:
+        train.main(["adam", *DRY, "--output", str(tmp_path)])
+    assert leaving.value.code == 2 and "notes.txt" in capsys.readouterr().err
+    assert os.listdir(tmp_path / "adam-0") == ["notes.txt"]
 
 
 def test_list_names_every_run_with_one_line(capsys):
