@@ -23,7 +23,7 @@ import time
 import typing
 from collections.abc import Callable
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notices
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no complaints about a missing GPU
 
 import keras
 import numpy as np
@@ -467,7 +467,9 @@ def load_data(options):
             raise ValueError(f"--data: {data_dir} holds no *-ubyte.gz files")
     if options.data != "garments":
         try:
-            data = fashion_mnist.load(data_dir, scale=scale)
+            # Keras tells of its download on stdout, whose first line is this script's.
+            with contextlib.redirect_stdout(sys.stderr):
+                data = fashion_mnist.load(data_dir, scale=scale)
         except FileNotFoundError:
             if options.data != "auto":
                 raise

@@ -18,6 +18,10 @@ def test_tables_are_what_the_code_and_the_results_say():
         assert README.count(f"<!-- {name} -->\n| run") == 1
 
 
+def test_no_placeholder_is_left():
+    assert re.findall(r"\b[A-Z]+_[A-Z]+\b", README) == ["KERAS_BACKEND"]
+
+
 def test_python_examples_run(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", README, re.S)
     assert blocks

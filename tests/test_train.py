@@ -102,6 +102,25 @@ def test_an_interrupt_while_results_are_moved_loses_no_older_ones(
     assert os.listdir(tmp_path) == ["baseline-0"]
 
 
+@pytest.mark.parametrize("asked", ["auto", "fashion-mnist"])
+def test_only_auto_goes_on_with_garments(asked, tmp_path, monkeypatch, capsys):
+    def cannot_be_had(*_, **__):
+        print("Downloading data from https://...")
+        raise FileNotFoundError("Fashion-MNIST was not found.\nFour ways")
+
+    monkeypatch.setattr(train.fashion_mnist, "load", cannot_be_had)
+    arguments = ["baseline", "--dry-run", "--data", asked, "--output", str(tmp_path)]
+    if asked == "auto":
+        assert train.main(arguments) == 0
+        printed = capsys.readouterr().out.splitlines()
+        assert "drawn garments" in printed[0] and "drawn garments" in printed[-1]
+    else:
+        with pytest.raises(SystemExit) as leaving:
+            train.main(arguments)
+        assert leaving.value.code == 2
+        assert "not found. Four ways" in capsys.readouterr().err
+
+
 def test_files_of_the_user_are_not_replaced(tmp_path, capsys):
     (tmp_path / "adam-0").mkdir()
     (tmp_path / "adam-0" / "notes.txt").touch()
