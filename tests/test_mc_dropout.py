@@ -213,6 +213,17 @@ def test_batch_normalization_and_noise_stay_in_inference():
     )
 
 
+def test_augmentation_stays_off():
+    x = data(3, 4, 4, 1)
+    plain = sequential(layers.Dropout(0.5), shape=(4, 4, 1))
+    augmented = sequential(
+        layers.RandomFlip(), layers.RandomContrast(0.9), *plain.layers, shape=(4, 4, 1)
+    )
+    np.testing.assert_array_equal(
+        sample(augmented, x).samples, sample(plain, x).samples
+    )
+
+
 def test_the_model_is_bit_identical_afterwards():
     model, x = compiled_with_everything(), data(9, 6)
     prediction = model.predict(x, verbose=0)
