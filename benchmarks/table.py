@@ -1,5 +1,6 @@
 """Write the tables of README.md from train.py and the results: make table."""
 
+import math
 import pathlib
 import re
 import sys
@@ -9,10 +10,12 @@ import pandas as pd
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+import mc_dropout_speed  # noqa: E402
+
 import train  # noqa: E402
 
 README = ROOT / "README.md"
-RUNS = ROOT / "benchmarks" / "results" / "runs.csv"
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def runs_table(rows):
@@ -38,9 +41,107 @@ def runs_table(rows):
             seconds = mean_and_deviation(group["training_seconds"], digits=0)
             cells += ["the same" if prefix else seconds, str(len(group))]
             lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", measured_with(rows)])
+
+
+def speed_table(rows):
+    """Seconds of each way to predict, a Markdown table for each machine and backend."""
+    parts = []
+    for _, group in rows.groupby(["machine", "backend"], sort=False):
+        lines = [
+            "| model | inputs | way | samples | seconds, median (from to) "
+            "| times as fast as the book's loop |",
+            "|---|---|---|---|---|---|",
+        ]
+        for row in group.itertuples():
+            samples = str(row.samples)
+            if row.measured_samples < row.samples:
+                samples += f", scaled from {row.measured_samples}"
+            median, low, high = (
+                two_digits(seconds)
+                for seconds in (row.seconds_median, row.seconds_min, row.seconds_max)
+            )
+            cells = [f"`{row.model}`", f"{row.inputs:,}", row.way, samples]
+            cells += [f"{median} ({low} to {high})", two_digits(1 / row.ratio_to_book)]
+            lines.append(f"| {' | '.join(cells)} |")
+        repeats = " or ".join(str(number) for number in group["repeats"].unique())
+        parts.append("\n".join(lines))
+        parts.append(f"{repeats} repeats; {measured_with(group)}")
+    descriptions = [
+        f"`{name}`: {mc_dropout_speed.MODELS[name].build.__doc__}"
+        for name in rows["model"].unique()
+    ]
+    return "\n\n".join([*parts, f"{'; '.join(descriptions)}."])
+
+
+def uncertainty_table(rows):
+    """Two Markdown tables: how good the predictions are, and what their scores find."""
+    quality = {  # column -> whether more is better
+        "accuracy": True,
+        "negative log likelihood": False,
+        "Brier score": False,
+        "calibration error": False,
+        "accuracy at coverage 0.8": True,
+    }
+    scores = ("confidence", "entropy", "mutual information")
+    found = [
+        name[: -len(" by entropy")] for name in rows if name.endswith("by entropy")
+    ]
+    first = [f"| run | prediction | {' | '.join(quality)} | temperature |"]
+    first.append("|---" * (3 + len(quality)) + "|")
+    second = [f"| run | prediction | ranked by | {' | '.join(found)} |"]
+    second.append("|---" * (3 + len(found)) + "|")
+    for run, group in rows.groupby("run", sort=False):
+        kinds = {k: part.set_index("seed") for k, part in group.groupby("kind", sort=0)}
+        columns = [
+            best_in_bold({k: part[name] for k, part in kinds.items()}, is_high, 4)
+            for name, is_high in quality.items()
+        ]
+        for kind, part in kinds.items():
+            cells = [run, kind, *(column[kind] for column in columns)]
+            cells.append(mean_and_deviation(part["temperature"], digits=2))
+            first.append(f"| {' | '.join(cells)} |")
+        ways = {
+            (kind, score): part
+            for kind, part in kinds.items()
+            for score in scores
+            if part[f"errors by {score}"].notna().all()
+        }
+        columns = [
+            best_in_bold({w: ways[w][f"{name} by {w[1]}"] for w in ways}, True, 3)
+            for name in found
+        ]
+        for way in ways:
+            cells = [run, *way, *(column[way] for column in columns)]
+            second.append(f"| {' | '.join(cells)} |")
+    seeds = (
+        f"{rows['seed'].nunique()} seeds; bold: in its run no other was better on any."
+    )
+    return "\n".join([*first, "", *second, "", f"{seeds} {measured_with(rows)}"])
+
+
+def best_in_bold(values_by_name, more_is_better, digits):
+    """The mean ± deviation of each name; bold if no other is better on any seed."""
+    table = pd.DataFrame(values_by_name)
+    best = table.max(axis=1) if more_is_better else table.min(axis=1)
+    return {
+        name: f"**{text}**" if values.eq(best).all() else text
+        for name, values in table.items()
+        for text in [mean_and_deviation(values, digits)]
+    }
+
+
+def measured_with(rows):
+    """Machine, versions and commit of the rows."""
     facts = [", ".join(rows[key].unique()) for key in ("machine", "versions", "commit")]
-    lines += ["", "{}; {}; commit {}.".format(*facts)]
-    return "\n".join(lines)
+    return "{}; {}; commit {}.".format(*facts)
+
+
+def two_digits(number):
+    """The number with two significant digits or as many as it has before the point."""
+    rounded = float(f"{number:.2g}")  # 9.99 is 10, not 10.0
+    places = max(0, 1 - math.floor(math.log10(rounded)))
+    return f"{number:.{places}f}"
 
 
 def mean_and_deviation(values, digits):
@@ -57,7 +158,16 @@ def list_of_runs():
 
 def rendered(readme):
     """The README's text with its tables as the code and the results say."""
-    tables = {"results": runs_table(pd.read_csv(RUNS)), "list of runs": list_of_runs()}
+    tables = {"list of runs": list_of_runs()}
+    for name, file, render in (
+        ("results", "runs.csv", runs_table),
+        ("mc dropout speed", "mc_dropout_speed.csv", speed_table),
+        ("uncertainty", "uncertainty.csv", uncertainty_table),
+    ):
+        if (RESULTS / file).exists():
+            # 4e72448 is a commit, not a number.
+            rows = pd.read_csv(RESULTS / file, dtype={"commit": str})
+            tables[name] = render(rows)
     for name, table in tables.items():
         readme = re.sub(
             rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)",

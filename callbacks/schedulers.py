@@ -1,18 +1,21 @@
-"""Learning rates that follow the epochs, and the rate in the logs.
+"""Learning rates that follow the run, the momentum with them, and both in the logs.
 
 Give one scheduler to `fit(callbacks=[...])` with an optimizer built with a float rate.
-Use them where you count in epochs, want History to show the rate, or cut the rate when
-progress stalls. Not together: the later one in the list would overwrite the other
-(`PlateauScheduler(schedule=...)` is how a formula and cuts combine), and not with an
-optimizer built with a `LearningRateSchedule`, which sets its own rate; there
-`LearningRateLogger` shows it.
+Use them where you count in epochs, want History to show the rate, cut the rate when
+progress stalls, or move the momentum too. Not together: each overwrites what another
+has set, and warns the first time it does (`PlateauScheduler(schedule=...)` is how a
+formula and cuts combine). And not with an optimizer built with a
+`LearningRateSchedule`, which sets its own rate; there `LearningRateLogger` shows it.
 
 All write the last rate used in the epoch to `logs["learning_rate"]`, Keras's key, which
 reaches History and the callbacks placed after them: a `CSVLogger` placed before them
-does not see it.
+does not see it. Where they count steps, a step is a batch, also with
+`gradient_accumulation_steps`, as in Keras's schedules: an update takes the rate of its
+last batch. With `steps_per_execution` above 1 no callback runs between the steps, so
+those that set the rate before each step refuse it.
 
 This file is longer than most because the schedulers share how positions are counted,
-and how rates are refused, logged and resumed.
+and how rates are refused, set, logged and resumed.
 
 ```python
 import keras
@@ -34,7 +37,7 @@ model.fit(x, x[:, :1], epochs=3, verbose=0, callbacks=[plateau])
 Reference: Senior, Heigold, Ranzato, Yang, "An Empirical Study of Learning Rates in Deep
 Neural Networks for Speech Recognition", 2013,
 https://doi.org/10.1109/ICASSP.2013.6638963
-Revised: 0.1.0
+Revised: 0.2.0
 """
 
 import bisect
@@ -42,58 +45,23 @@ import itertools
 import math
 import numbers
 import sys
+import warnings
 from collections.abc import Callable
 
 import keras
 import numpy as np
 
 
-class _FormulaScheduler(keras.callbacks.Callback):
-    """What the schedulers by formula share; a subclass adds `rate_at(position)`.
+class _Scheduler:
+    """Mixin: where in the run a callback is, and what it has set there."""
 
-    position = epoch, or with per="step" (epoch * steps + batch) / steps.
-    """
-
-    def __init__(self, per):
-        super().__init__()
-        if per not in ("epoch", "step"):
-            raise ValueError(f'`per` must be "epoch" or "step". Received: per={per!r}')
-        self.per = per
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
         self._epoch = 0  # the epoch in training, or after its end the next one
         self._earlier_epochs = 0  # those of the run that a state was taken from
         self._restored = False
-
-    def on_train_begin(self, logs=None):
-        _refuse_unsettable(self.model.optimizer, self)
-        _refuse_several_rates(self.model.optimizer, self)
-        if self.per == "step" and self.params["steps"] is None:
-            raise ValueError(
-                f'{type(self).__name__}(per="step") must know the number of steps in '
-                "an epoch, and this data does not tell. Pass `steps_per_epoch` to "
-                'fit(), or use per="epoch".'
-            )
-        self._earlier_epochs = 0
-        if not self._restored:
-            self._epoch = 0
-
-    def on_epoch_begin(self, epoch, logs=None):
-        if self._restored and epoch == 0:
-            self._earlier_epochs = self._epoch
-        self._restored = False
-        self._epoch = self._earlier_epochs + epoch
-        self.model.optimizer.learning_rate = self.rate_at(self._epoch)
-
-    def on_train_batch_begin(self, batch, logs=None):
-        if self.per == "step":
-            steps = self.params["steps"]
-            # Whole numbers until the division: 1 + 36 / 100 would miss 1.36 epochs.
-            position = (self._epoch * steps + batch) / steps
-            self.model.optimizer.learning_rate = self.rate_at(position)
-
-    def on_epoch_end(self, epoch, logs=None):
-        if logs is not None:
-            logs.update(_last_rates(self.model.optimizer))
-        self._epoch += 1
+        self._own = {}  # what this callback has set in this fit, by name
+        self._warned = False
 
     def get_state(self):
         """Return what a resumed run needs, as a dictionary that JSON can hold."""
@@ -105,8 +73,78 @@ class _FormulaScheduler(keras.callbacks.Callback):
         An `initial_epoch` given to that fit counts; without one, its first epoch is
         the one after the state's last.
         """
+        _check_state(state, self.get_state())
         self._epoch = state["epoch"]
         self._restored = True
+
+    def _begin_fit(self, several=False):
+        _refuse_unsettable(self.model.optimizer, self, several)
+        self._earlier_epochs = 0
+        self._own = {}
+        self._warned = False
+        if not self._restored:
+            self._epoch = 0
+
+    def _begin_epoch(self, epoch):
+        if self._restored and epoch == 0:
+            self._earlier_epochs = self._epoch
+        self._restored = False
+        self._epoch = self._earlier_epochs + epoch
+
+    def _set(self, name, variable, value):
+        held = keras.ops.convert_to_numpy(variable)
+        own = self._own.get(name)
+        if own is not None and held != own and not self._warned:
+            warnings.warn(
+                f"{type(self).__name__} had set the {name} to {own:g}, and something "
+                f"else then set it to {held:g}. That is overwritten, now and from here "
+                "on without a word: use only one of the two.",
+                stacklevel=2,
+            )
+            self._warned = True
+        variable.assign(value)
+        # Rounded like the variable, so that the two compare equal.
+        self._own[name] = np.asarray(value, held.dtype)
+
+
+class _FormulaScheduler(_Scheduler, keras.callbacks.Callback):
+    """What the schedulers by formula share; a subclass adds `rate_at(position)`.
+
+    position = epoch, or with per="step" (epoch * steps + batch) / steps.
+    """
+
+    def __init__(self, per):
+        super().__init__()
+        if per not in ("epoch", "step"):
+            raise ValueError(f'`per` must be "epoch" or "step". Received: per={per!r}')
+        self.per = per
+
+    def on_train_begin(self, logs=None):
+        self._begin_fit()
+        if self.per == "step":
+            _refuse_uncountable_steps(self)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._begin_epoch(epoch)
+        self._set_before(0)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.per == "step":
+            self._set_before(batch)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs is not None:
+            logs.update(_last_rates(self.model.optimizer))
+        self._epoch += 1
+
+    def _set_before(self, batch):
+        position = self._epoch
+        if self.per == "step":
+            steps = self.params["steps"]
+            # Whole numbers until the division: 1 + 36 / 100 would miss 1.36 epochs.
+            position = (position * steps + batch) / steps
+        rate = self.model.optimizer.learning_rate
+        self._set("learning rate", rate, self.rate_at(position))
 
 
 class PowerScheduler(_FormulaScheduler):
@@ -130,7 +168,7 @@ class PowerScheduler(_FormulaScheduler):
         decay_epochs: epochs until 1 + p/s is two, positive, not necessarily whole.
         power: exponent c, positive. 1 is the classic inverse-time decay.
         per: "epoch", one rate for the whole epoch, or "step", where p grows with every
-            batch (once per call where `steps_per_execution` is above 1).
+            batch.
 
     Raises:
         ValueError: an argument is not a positive finite number, or `per` is neither.
@@ -181,7 +219,7 @@ class ExponentialScheduler(_FormulaScheduler):
         decay_epochs: epochs per factor, positive, not necessarily whole.
         factor: in (0, 1]. A tenth: `decay_epochs` is then the epochs per decade.
         per: "epoch", one rate for the whole epoch, or "step", where p grows with every
-            batch (once per call where `steps_per_execution` is above 1).
+            batch.
 
     Raises:
         ValueError: an argument is not a positive finite number, `factor` > 1, or `per`
@@ -271,7 +309,98 @@ class PiecewiseScheduler(_FormulaScheduler):
         return self.values[bisect.bisect_right(self.boundaries_epochs, position)]
 
 
-class PlateauScheduler(keras.callbacks.ReduceLROnPlateau):
+class OneCycleScheduler(_FormulaScheduler):
+    """Raise the rate to its peak and lower it again, step by step; the momentum back.
+
+    For a run of known length at a high peak rate, found with a range test: few epochs
+    then do the work of many. Not for a run that may go on: beyond the schedule's end
+    its last values hold. Before the run's step t, counted in batches from 0:
+
+        learning_rate = schedule(t),  momentum = schedule.momentum(t)
+
+    The momentum, with Adam and its kin `beta_1`, is in the logs as "momentum". Keras's
+    optimizers (3.15) compile theirs into the step; `make_optimizer` keeps it in a
+    variable. Without `cycle_momentum` the optimizer may be Keras's.
+
+    Example:
+
+    ```python
+    import keras
+    import numpy as np
+
+    from callbacks.schedulers import OneCycleScheduler
+    from recipes.optimizers import make_optimizer
+    from recipes.schedules import OneCycle
+
+    x = np.ones((64, 4))
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile(make_optimizer("momentum"), loss="mse")
+    one_cycle = OneCycleScheduler(OneCycle(0.1, total_steps=6))  # 3 epochs of 2
+    history = model.fit(x, x[:, :1], epochs=3, verbose=0, callbacks=[one_cycle])
+    print(history.history["learning_rate"], history.history["momentum"])
+    ```
+
+    Args:
+        schedule: function from the step to the rate, such as
+            `recipes.schedules.OneCycle`, whose method `momentum` gives the momentum.
+        cycle_momentum: whether to set the momentum, too. If not, `schedule` needs no
+            such method.
+
+    Raises:
+        ValueError: `schedule` is no such function, the optimizer's momentum cannot be
+            changed (at the start of training), or `schedule` returns no rate, or no
+            momentum of at least 0 and below 1.
+
+    Reference: Leslie N. Smith, "A disciplined approach to neural network
+        hyper-parameters: Part 1", 2018, https://arxiv.org/abs/1803.09820
+    """
+
+    def __init__(self, schedule: Callable[[int], float], *, cycle_momentum=True):
+        super().__init__("step")
+        if not isinstance(cycle_momentum, bool):
+            raise ValueError(
+                "`cycle_momentum` must be True or False. "
+                f"Received: cycle_momentum={cycle_momentum!r}"
+            )
+        momentum = getattr(schedule, "momentum", None) if cycle_momentum else schedule
+        if not (callable(schedule) and callable(momentum)):
+            raise ValueError(
+                "`schedule` must be a function from the step to the rate, and with "
+                "`cycle_momentum` have a method `momentum`, such as OneCycle(...). "
+                f"Received: schedule={schedule!r}"
+            )
+        self.schedule = schedule
+        self.cycle_momentum = cycle_momentum
+
+    def on_train_begin(self, logs=None):
+        """Refuse an optimizer whose rate or momentum cannot be set."""
+        super().on_train_begin(logs)
+        if self.cycle_momentum and _momentum_of(self.model.optimizer) is None:
+            raise ValueError(
+                "OneCycleScheduler cycles the momentum, and this optimizer has none "
+                "that can be changed while it trains. Make it with make_optimizer, as "
+                'in make_optimizer("momentum"), or pass `cycle_momentum=False`. '
+                f"Received: optimizer={type(_innermost(self.model.optimizer)).__name__}"
+            )
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Log the rate and the momentum of the last step."""
+        if logs is not None and self.cycle_momentum:
+            momentum = _momentum_of(self.model.optimizer)
+            logs["momentum"] = float(keras.ops.convert_to_numpy(momentum))
+        super().on_epoch_end(epoch, logs)
+
+    def _set_before(self, batch):
+        step = self._epoch * self.params["steps"] + batch
+        rate = _result(f"schedule({step})", self.schedule(step))
+        self._set("learning rate", self.model.optimizer.learning_rate, rate)
+        if self.cycle_momentum:
+            name = f"schedule.momentum({step})"
+            momentum = _result(name, self.schedule.momentum(step), below=1)
+            self._set("momentum", _momentum_of(self.model.optimizer), momentum)
+
+
+class PlateauScheduler(_Scheduler, keras.callbacks.ReduceLROnPlateau):
     """Cut the rate when the monitored quantity has stopped improving.
 
     For runs whose good boundaries nobody knows. Keras's `ReduceLROnPlateau` counts,
@@ -316,7 +445,7 @@ class PlateauScheduler(keras.callbacks.ReduceLROnPlateau):
 
     Raises:
         ValueError: an argument is out of its range, at the first epoch's end `monitor`
-            is not in the logs, or `schedule` returns a negative or infinite rate.
+            is not in the logs, or `schedule` returns no finite number, 0 or more.
         TypeError: at the start of training, the optimizer's rate is not settable.
     """
 
@@ -345,11 +474,9 @@ class PlateauScheduler(keras.callbacks.ReduceLROnPlateau):
                 "such as PowerScheduler(...).rate_at. "
                 f"Received: schedule={schedule!r}"
             )
-        if not _number("factor", factor) < 1:
-            raise ValueError(f"`factor` must be below 1. Received: factor={factor!r}")
         super().__init__(
             monitor=monitor,
-            factor=float(factor),
+            factor=_number("factor", factor, below=1),
             patience=_number("patience", patience, zero=True, whole=True),
             verbose=verbose,
             mode=mode,
@@ -360,20 +487,13 @@ class PlateauScheduler(keras.callbacks.ReduceLROnPlateau):
         self.schedule = schedule
         self.multiplier = 1.0
         self._rates = {}
-        self._epoch = 0
-        self._earlier_epochs = 0
-        self._restored = False
 
     def on_train_begin(self, logs=None):
         """Start afresh, unless a state was set."""
-        _refuse_unsettable(self.model.optimizer, self)
-        if self.schedule is not None:
-            _refuse_several_rates(self.model.optimizer, self)
-        self._earlier_epochs = 0
+        self._begin_fit(several=self.schedule is None)
         if not self._restored:
             super().on_train_begin(logs)
             self.multiplier = 1.0
-            self._epoch = 0
             self._rates = {}
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -382,16 +502,12 @@ class PlateauScheduler(keras.callbacks.ReduceLROnPlateau):
             for key, optimizer in _optimizers(self.model.optimizer).items():
                 if key in self._rates:
                     optimizer.learning_rate = self._rates[key]
-            if epoch == 0:
-                self._earlier_epochs = self._epoch
-        self._restored = False
-        self._epoch = self._earlier_epochs + epoch
+        self._begin_epoch(epoch)
         if self.schedule is not None:
-            rate = float(self.schedule(self._epoch))
-            rate = _number(f"schedule({self._epoch})", rate, zero=True)
-            self.model.optimizer.learning_rate = max(
-                rate * self.multiplier, self.min_lr
-            )
+            name = f"schedule({self._epoch})"
+            rate = _result(name, self.schedule(self._epoch)) * self.multiplier
+            variable = self.model.optimizer.learning_rate
+            self._set("learning rate", variable, max(rate, self.min_lr))
 
     def on_epoch_end(self, epoch, logs=None):
         """Log the rate used, then let Keras count and cut."""
@@ -408,12 +524,13 @@ class PlateauScheduler(keras.callbacks.ReduceLROnPlateau):
         self._rates = _last_rates(self.model.optimizer)
         if self._rates != used:
             self.multiplier *= self.factor
+            self._own = {}  # the cut is not somebody else's
         self._epoch += 1
 
     def get_state(self) -> dict:
         """Return what a resumed run needs, as a dictionary that JSON can hold."""
         return {
-            "epoch": self._epoch,
+            **super().get_state(),
             "best": None if self.best is None else float(self.best),
             "wait": self.wait,
             "cooldown_counter": self.cooldown_counter,
@@ -422,22 +539,17 @@ class PlateauScheduler(keras.callbacks.ReduceLROnPlateau):
         }
 
     def set_state(self, state: dict):
-        """Go on in the next fit where the run that gave `state` stopped.
-
-        An `initial_epoch` given to that fit counts; without one, its first epoch is
-        the one after the state's last.
-        """
-        self._epoch = state["epoch"]
+        """Go on in the next fit where the run that gave `state` stopped."""
+        super().set_state(state)
         self.best = state["best"]
         self.wait = state["wait"]
         self.cooldown_counter = state["cooldown_counter"]
         self.multiplier = state["multiplier"]
         self._rates = dict(state["rates"])
-        self._restored = True
 
 
 class LearningRateLogger(keras.callbacks.Callback):
-    """Write the rate of the epoch's last step to the logs.
+    """Write the rate of the epoch's last update to the logs.
 
     For an optimizer built with a schedule, whose rate Keras (3.15) does not log. The
     schedulers above, and Keras's, log theirs by themselves; a rate that an earlier
@@ -480,52 +592,113 @@ def _optimizers(optimizer):
     return {"learning_rate": optimizer}
 
 
+def _innermost(optimizer):
+    while hasattr(optimizer, "inner_optimizer"):
+        optimizer = optimizer.inner_optimizer
+    return optimizer
+
+
+def _momentum_of(optimizer):
+    """Return the variable of the momentum; None if it is compiled into the step."""
+    optimizer = _innermost(optimizer)
+    held = (getattr(optimizer, name, None) for name in ("momentum", "beta_1"))
+    return next((each for each in held if isinstance(each, keras.Variable)), None)
+
+
 def _last_rates(optimizer):
-    """Return {key in the logs: rate of the last step}."""
-    # A schedule is evaluated at the step counter, which is one ahead after a step. In
-    # the scope the counters read one lower; the optimizer itself is not changed.
-    one_lower = [
-        (variable, keras.ops.maximum(variable.value - 1, 0))
-        for variable in optimizer.variables
-        if variable.name == "iteration"
-    ]
-    with keras.StatelessScope(state_mapping=one_lower):
-        return {
-            key: float(keras.ops.convert_to_numpy(each.learning_rate))
-            for key, each in _optimizers(optimizer).items()
-        }
+    """Return {key in the logs: rate of the last update}."""
+    rates = {}
+    for key, each in _optimizers(optimizer).items():
+        each = _innermost(each)
+        # A schedule is evaluated at the counter of batches, one ahead after a step, and
+        # an update is made at the last batch of every few. In the scope the counter is
+        # what it was at the last update; the optimizer itself is not changed.
+        every = each.gradient_accumulation_steps or 1
+        at_update = [
+            (counter, keras.ops.maximum(counter.value // every * every - 1, 0))
+            for counter in each.variables
+            if counter.name == "iteration"
+        ]
+        with keras.StatelessScope(state_mapping=at_update):
+            rates[key] = float(keras.ops.convert_to_numpy(each.learning_rate))
+    return rates
 
 
-def _refuse_unsettable(optimizer, callback):
+def _refuse_unsettable(optimizer, callback, several):
+    kind = type(callback).__name__
+    if hasattr(optimizer, "optimizers") and not several:
+        raise TypeError(
+            f"{kind} sets one learning rate, but a MultiOptimizer has several. Give "
+            "each of its optimizers a LearningRateSchedule."
+        )
     for each in _optimizers(optimizer).values():
         if not isinstance(each.learning_rate, keras.Variable):
             raise TypeError(
-                f"{type(callback).__name__} sets the learning rate, but the optimizer "
-                "was built with a LearningRateSchedule or a function, which sets it "
-                "too. Build it with a number, such as SGD(learning_rate=0.01), or "
-                "keep the schedule and use LearningRateLogger to see it."
+                f"{kind} sets the learning rate, but the optimizer was built with a "
+                "LearningRateSchedule or a function, which sets it too. Build it with "
+                "a number, such as SGD(learning_rate=0.01), or keep the schedule and "
+                "use LearningRateLogger to see it."
             )
 
 
-def _refuse_several_rates(optimizer, callback):
-    if hasattr(optimizer, "optimizers"):
-        raise TypeError(
-            f"{type(callback).__name__} sets one learning rate, but a MultiOptimizer "
-            "has several. Give each of its optimizers a LearningRateSchedule."
+def _refuse_uncountable_steps(callback):
+    kind = type(callback).__name__
+    if callback.params["steps"] is None:
+        raise ValueError(
+            f"{kind} counts steps, and the data does not tell how many an epoch has. "
+            "Pass `steps_per_epoch` to fit(). Received: steps_per_epoch=None"
+        )
+    steps = callback.model.steps_per_execution
+    if steps > 1:
+        raise ValueError(
+            f"{kind} sets the rate before each step, and with `steps_per_execution` "
+            "above 1 several run between two of its calls. Compile with 1, or give "
+            "the optimizer a LearningRateSchedule instead. "
+            f"Received: steps_per_execution={steps}"
         )
 
 
-def _number(name, value, *, zero=False, whole=False, maximum=math.inf):
-    """Return `value`, a positive number or also zero, as a Python number."""
+def _check_state(state, own):
+    """Refuse a state that has not the form of `own`, the callback's present one."""
+    fine = isinstance(state, dict) and state.keys() == own.keys()
+    for key, value in state.items() if fine else ():
+        if key == "rates":
+            fine &= isinstance(value, dict) and all(map(_is_number, value.values()))
+        elif key == "best":
+            fine &= value is None or _is_number(value)
+        else:
+            whole = key != "multiplier"
+            fine &= _is_number(value) and 0 <= value and not (whole and value % 1)
+    if not fine:
+        raise ValueError(
+            f"`state` must come from get_state(), with the keys {', '.join(own)}. "
+            f"Received: state={state!r}"
+        )
+
+
+def _result(name, value, below=math.inf):
+    """Return what a schedule has returned, perhaps a tensor, as a number."""
+    if getattr(value, "shape", None) == ():
+        value = keras.ops.convert_to_numpy(value).item()
+    return _number(name, value, zero=True, below=below)
+
+
+def _is_number(value):
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return is_number and abs(value) <= sys.float_info.max  # false for NaN
+
+
+def _number(name, value, *, zero=False, whole=False, maximum=math.inf, below=math.inf):
+    """Return `value`, a positive number or also zero, as a Python number."""
     if (
-        not (is_number and (0 <= value if zero else 0 < value))
-        or not (value <= maximum and value <= sys.float_info.max)
+        not (_is_number(value) and (0 <= value if zero else 0 < value))
+        or not (value <= maximum and value < below)
         or (whole and value != int(value))
     ):
         kind = "whole number" if whole else "finite number"
         least = "0 or more" if zero else "positive"
         most = f", at most {maximum}" if maximum < math.inf else ""
+        most += f", below {below}" if below < math.inf else ""
         raise ValueError(
             f"`{name}` must be a {kind}, {least}{most}. Received: {name}={value!r}"
         )

@@ -637,11 +637,12 @@ class _Noise:
         )
 
     def _draw(self, key, shape, rows, count, kind):
-        inputs_per_mask = self.inputs_per_mask or rows[-1] + 1
-        per_stream = -(-_INPUTS_PER_STREAM // inputs_per_mask)
-        blocks = rows // inputs_per_mask
+        if self.inputs_per_mask is None:
+            return self._next(key, 0, (1, *shape), count, kind)
+        per_stream = -(-_INPUTS_PER_STREAM // self.inputs_per_mask)
+        blocks = rows // self.inputs_per_mask
         streams = blocks // per_stream
-        if self.is_shared(rows):
+        if blocks[0] == blocks[-1]:
             drawn = self._next(key, streams[0], (per_stream, *shape), count, kind)
             place = blocks[0] % per_stream
             return drawn[:, place : place + 1]

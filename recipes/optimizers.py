@@ -2,7 +2,9 @@
 
 `make_optimizer` builds a Keras optimizer from one visible table of hyper-parameters, so
 that runs differ in the optimizer and in nothing else. One rate does not suit all ten:
-tune it before you call one of them better.
+tune it before you call one of them better. Its momentum can be changed while it trains:
+in Keras 3.15 `optimizer.momentum = 0.5` is ignored once the step is compiled; here it
+holds from the next step on, as with the learning rate.
 
 `ClippedOptimizer` bounds the gradient before any optimizer sees it. Use it against
 exploding gradients: recurrent or very deep networks, large rates, a loss that jumps.
@@ -12,8 +14,9 @@ embedding once per repeated id, lets squares overflow near 1e20, and takes a bou
 for "no clipping"; here none of that happens, bounds may be combined, and the norm can
 be read while training. Clipping does not cure vanishing gradients or NaN.
 
-This file is longer than most because a wrapper has to pass on all that Keras's trainer,
-callbacks and savers ask of an optimizer.
+This file is longer than most because each of Keras's classes with momentum needs one
+here, and a wrapper has to pass on all that Keras's trainer, callbacks and savers ask of
+an optimizer.
 
 ```python
 import keras
@@ -27,13 +30,14 @@ model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
 model.compile(make_optimizer("nadam", global_clipnorm=1.0), loss="mse")
 model.fit(x, y, epochs=2, verbose=0)
 print(model.optimizer.last_gradient_norm, model.optimizer.clipped_fraction)
+model.optimizer.beta_1 = 0.8  # for the steps to come
 ```
 
 Reference: Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural
 networks", 2013, https://arxiv.org/abs/1211.5063
 Reference: Géron, "Hands-On Machine Learning with Scikit-Learn, Keras, and TensorFlow",
 3rd edition, chapter 11, 2022, https://github.com/ageron/handson-ml3
-Revised: 0.1.0
+Revised: 0.2.0
 """
 
 import difflib
@@ -77,6 +81,13 @@ def make_optimizer(
     Fresh at each call, because a Keras optimizer belongs to the variables it has first
     seen. When you want Keras's defaults or another optimizer, call the Keras class.
 
+    Where the table or an option names a `momentum` or `beta_1`, also one of 0, the
+    optimizer is the class of that name in this file, which keeps it in a variable:
+    read it with `float(optimizer.momentum)`, set it with `optimizer.momentum = 0.85`,
+    at any time, also through a `ClippedOptimizer`. `sgd` and `rmsprop` without that
+    option, `adagrad` and `adadelta` have none and are Keras's. A model saved with its
+    optimizer loads where this file has been imported, or with `compile=False`.
+
     Example:
 
     ```python
@@ -95,13 +106,15 @@ def make_optimizer(
         clipnorm: See `ClippedOptimizer`.
         global_clipnorm: See `ClippedOptimizer`.
         **options: Further arguments of the Keras class; they win over the table.
+            `momentum`, `beta_1`, `beta_2`, `rho` and `ema_momentum` are at least 0 and
+            below 1.
 
     Returns:
         The Keras optimizer, or a `ClippedOptimizer` around it.
 
     Raises:
-        ValueError: Unknown name or option, or a rate or bound that is no positive
-            finite number.
+        ValueError: Unknown name or option, an option out of its range, or a rate or
+            bound that is no positive finite number.
     """
     if not isinstance(name, str) or name not in CHAPTER_OPTIMIZERS:
         nearest = difflib.get_close_matches(str(name).lower(), CHAPTER_OPTIMIZERS, n=1)
@@ -111,7 +124,8 @@ def make_optimizer(
             f"Received: name={name!r}"
         )
     keras_class, rate, hyper_parameters = CHAPTER_OPTIMIZERS[name]
-    known = inspect.signature(keras_class).parameters
+    known = dict(inspect.signature(keras_class).parameters)
+    known.pop("kwargs")
     unknown = [f"{key}={options[key]!r}" for key in options if key not in known]
     if unknown:
         raise ValueError(
@@ -122,7 +136,14 @@ def make_optimizer(
         rate = learning_rate
     elif learning_rate is not None:
         rate = _positive_or_none("learning_rate", learning_rate)
-    optimizer = keras_class(rate, **{**hyper_parameters, **options})
+    given = {
+        key: _checked_option(key, value, known[key].default)
+        for key, value in options.items()
+    }
+    arguments = {**hyper_parameters, **given}
+    if "momentum" in arguments or "beta_1" in arguments:
+        keras_class = _WITH_MOMENTUM_VARIABLE[keras_class]
+    optimizer = keras_class(rate, **arguments)
     if clipvalue is None and clipnorm is None and global_clipnorm is None:
         return optimizer
     return ClippedOptimizer(
@@ -131,6 +152,161 @@ def make_optimizer(
         clipnorm=clipnorm,
         global_clipnorm=global_clipnorm,
     )
+
+
+class _MomentumVariable:
+    """Mixin for Keras's optimizers: the momentum lives in an optimizer variable.
+
+    There the compiled step reads it anew each time, and a checkpoint keeps it.
+    """
+
+    @property
+    def momentum(self):
+        """The variable; assign a number, at least 0 and below 1, to change it."""
+        return self._momentum
+
+    @momentum.setter
+    def momentum(self, momentum):
+        name = "beta_1" if hasattr(type(self), "beta_1") else "momentum"
+        momentum = _number(name, momentum, *_FRACTION)
+        if hasattr(self, "_momentum"):
+            self._momentum.assign(momentum)
+        else:  # Keras's constructor assigns it first
+            self._momentum = self.add_variable(
+                (),
+                keras.initializers.Constant(momentum),
+                # 0.999 would be 1 in bfloat16.
+                dtype=keras.backend.result_type(keras.config.floatx(), "float32"),
+                aggregation="only_first_replica",
+                name="momentum",
+            )
+
+    def get_config(self):
+        """Return the constructor's arguments, with the momentum as it is now."""
+        config = super().get_config()
+        name = "momentum" if "momentum" in config else "beta_1"
+        # The shortest number that gives the same float32: not 0.8999999761581421.
+        momentum = keras.ops.convert_to_numpy(self._momentum + 0)
+        return {**config, name: float(str(momentum))}
+
+
+@keras.saving.register_keras_serializable(package="recipes")
+class SGD(_MomentumVariable, keras.optimizers.SGD):
+    """Keras's SGD with a `momentum` that can be changed while it trains.
+
+        v <- momentum * v - rate * g,  w <- w + v
+        with nesterov:                 w <- w + momentum * v - rate * g
+
+    v is the velocity of the weight w, 0 at first, g the gradient. Keras's own step is
+    written down again because it asks while tracing whether the momentum is 0; here the
+    velocity is always there.
+    """
+
+    def build(self, variables):
+        """Create the optimizer's variables."""
+        if not self.built:
+            keras.optimizers.Optimizer.build(self, variables)
+            self.momentums = self.add_optimizer_variables(variables, "momentum")
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Update one variable and its velocity."""
+        learning_rate = keras.ops.cast(learning_rate, variable.dtype)
+        momentum = keras.ops.cast(self.momentum, variable.dtype)
+        velocity = self.momentums[self._get_variable_index(variable)]
+        step = keras.ops.multiply(
+            keras.ops.cast(gradient, variable.dtype), learning_rate
+        )
+        ahead = keras.ops.subtract(keras.ops.multiply(velocity, momentum), step)
+        self.assign(velocity, ahead)
+        if self.nesterov:
+            ahead = keras.ops.subtract(keras.ops.multiply(velocity, momentum), step)
+        self.assign_add(variable, ahead)
+
+
+@keras.saving.register_keras_serializable(package="recipes")
+class RMSprop(_MomentumVariable, keras.optimizers.RMSprop):
+    """Keras's RMSprop with a `momentum` that can be changed while it trains.
+
+        d <- rate * g / sqrt(v + epsilon)
+        m <- momentum * m + d,  w <- w - m
+
+    d is the step of RMSprop without momentum for the weight w, g the gradient, v the
+    mean square that Keras keeps of it, less the squared mean if centered. Keras's own
+    step is written down again for the same reason as in `SGD`.
+    """
+
+    def build(self, variables):
+        """Create the optimizer's variables."""
+        if not self.built:
+            keras.optimizers.Optimizer.build(self, variables)
+            names = ["velocity", "momentum"] + ["average_gradient"] * self.centered
+            self._slots = self.add_optimizer_variables(variables, names)
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Update one variable, its mean square and its momentum."""
+        index = self._get_variable_index(variable)
+        square, momentum, *average = (slots[index] for slots in self._slots)
+        gradient = keras.ops.cast(gradient, variable.dtype)
+        learning_rate = keras.ops.cast(learning_rate, variable.dtype)
+        self.assign(square, self._mean(square, keras.ops.square(gradient)))
+        spread = square
+        if self.centered:
+            self.assign(average[0], self._mean(average[0], gradient))
+            spread = square - keras.ops.square(average[0])
+        step = keras.ops.divide(
+            keras.ops.multiply(learning_rate, gradient),
+            keras.ops.sqrt(keras.ops.add(spread, self.epsilon)),
+        )
+        decay = keras.ops.cast(self.momentum, variable.dtype)
+        self.assign(momentum, keras.ops.add(keras.ops.multiply(decay, momentum), step))
+        self.assign_sub(variable, momentum)
+
+    def _mean(self, mean, new):
+        return keras.ops.add(
+            keras.ops.multiply(self.rho, mean), keras.ops.multiply(1 - self.rho, new)
+        )
+
+
+@keras.saving.register_keras_serializable(package="recipes")
+class Adam(_MomentumVariable, keras.optimizers.Adam):
+    """Keras's Adam with a `beta_1` that can be changed while it trains.
+
+    `momentum` is another name for it, and so in `Adamax`, `Nadam` and `AdamW`. The step
+    is Keras's; 1 - beta_1 is now a float32, which changes a step by 3e-7 of its length.
+    """
+
+    beta_1 = _MomentumVariable.momentum
+
+
+@keras.saving.register_keras_serializable(package="recipes")
+class Adamax(_MomentumVariable, keras.optimizers.Adamax):
+    """Keras's Adamax with a `beta_1` that can be changed while it trains."""
+
+    beta_1 = _MomentumVariable.momentum
+
+
+@keras.saving.register_keras_serializable(package="recipes")
+class Nadam(_MomentumVariable, keras.optimizers.Nadam):
+    """Keras's Nadam with a `beta_1` that can be changed while it trains."""
+
+    beta_1 = _MomentumVariable.momentum
+
+
+@keras.saving.register_keras_serializable(package="recipes")
+class AdamW(_MomentumVariable, keras.optimizers.AdamW):
+    """Keras's AdamW with a `beta_1` that can be changed while it trains."""
+
+    beta_1 = _MomentumVariable.momentum
+
+
+_WITH_MOMENTUM_VARIABLE = {
+    keras.optimizers.SGD: SGD,
+    keras.optimizers.RMSprop: RMSprop,
+    keras.optimizers.Adam: Adam,
+    keras.optimizers.Adamax: Adamax,
+    keras.optimizers.Nadam: Nadam,
+    keras.optimizers.AdamW: AdamW,
+}
 
 
 @keras.saving.register_keras_serializable(package="recipes")
@@ -230,6 +406,24 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
     @learning_rate.setter
     def learning_rate(self, learning_rate):
         self.inner_optimizer.learning_rate = learning_rate
+
+    @property
+    def momentum(self):
+        """The inner optimizer's momentum: a variable if `make_optimizer` made it."""
+        return self.inner_optimizer.momentum
+
+    @momentum.setter
+    def momentum(self, momentum):
+        _set_variable(self.inner_optimizer, "momentum", momentum)
+
+    @property
+    def beta_1(self):
+        """The inner optimizer's `beta_1`: a variable if `make_optimizer` made it."""
+        return self.inner_optimizer.beta_1
+
+    @beta_1.setter
+    def beta_1(self, beta_1):
+        _set_variable(self.inner_optimizer, "beta_1", beta_1)
 
     @property
     def weight_decay(self):
@@ -377,21 +571,60 @@ def _shrink(gradient, norm, bound):
     return keras.ops.cast(keras.ops.multiply(gradient, factor), gradient.dtype)
 
 
+def _set_variable(optimizer, name, value):
+    if not isinstance(getattr(optimizer, name), keras.Variable):
+        raise TypeError(
+            f"`{name}` of {type(optimizer).__name__} is fixed once its step is traced. "
+            "Use the optimizer that make_optimizer returns."
+        )
+    setattr(optimizer, name, value)
+
+
 def _scalar(variable):
     # Adding 0 gives a plain tensor, also of a variable that is mirrored over replicas.
     return float(variable + 0)
 
 
-def _positive_or_none(name, value):
-    if value is None:
-        return None
+# (what it must be, least, most); beyond these limits a float32 is 0, 1 or infinite.
+_POSITIVE = ("a positive finite number", _TINY, 1.0 / _TINY)
+_NOT_NEGATIVE = ("a finite number, 0 or more", 0.0, 1.0 / _TINY)
+_FRACTION = ("a number, at least 0 and below 1", 0.0, 1.0 - 2.0**-24)
+
+_OPTIONS = {
+    "momentum": _FRACTION,
+    "beta_1": _FRACTION,
+    "beta_2": _FRACTION,
+    "rho": _FRACTION,
+    "ema_momentum": _FRACTION,
+    "epsilon": _NOT_NEGATIVE,
+    "initial_accumulator_value": _NOT_NEGATIVE,
+    "weight_decay": _NOT_NEGATIVE,
+    "loss_scale_factor": _POSITIVE,
+    "gradient_accumulation_steps": ("a whole number, 2 or more", 2, 2**31),
+    "ema_overwrite_frequency": ("a whole number, 1 or more", 1, 2**31),
+}
+
+
+def _number(name, value, kind, least, most):
+    """Return `value` as a number of the type of `least`, if it is between the two."""
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    # Beyond these limits it would be 0 or infinite as a float32.
-    if not (is_number and _TINY <= value <= 1.0 / _TINY):
-        raise ValueError(
-            f"`{name}` must be a positive finite number. Received: {name}={value!r}"
-        )
-    return float(value)
+    whole = isinstance(least, int)
+    if not (is_number and least <= value <= most) or (whole and value != int(value)):
+        raise ValueError(f"`{name}` must be {kind}. Received: {name}={value!r}")
+    return type(least)(value)
+
+
+def _positive_or_none(name, value):
+    return None if value is None else _number(name, value, *_POSITIVE)
+
+
+def _checked_option(name, value, default):
+    """Return an option as Keras takes it, if it is in its range."""
+    if name in _OPTIONS and not (value is None and default is None):
+        return _number(name, value, *_OPTIONS[name])
+    if isinstance(default, bool) and not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"`{name}` must be True or False. Received: {name}={value!r}")
+    return bool(value) if isinstance(default, bool) else value
 
 
 def _check_inner(inner):

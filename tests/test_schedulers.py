@@ -1,5 +1,6 @@
 import json
 import math
+import re
 
 import keras
 import numpy as np
@@ -10,10 +11,13 @@ from hypothesis import strategies as st
 from callbacks.schedulers import (
     ExponentialScheduler,
     LearningRateLogger,
+    OneCycleScheduler,
     PiecewiseScheduler,
     PlateauScheduler,
     PowerScheduler,
 )
+from recipes.optimizers import ClippedOptimizer, make_optimizer
+from recipes.schedules import OneCycle
 
 few = settings(max_examples=25, deadline=None)
 BATCHES = 6  # of four rows in an epoch, the last one ragged with two
@@ -72,7 +76,8 @@ def train(*callbacks, epochs=3, model=None, rows=22, **options):
         callbacks=[*callbacks, recorder],
         **options,
     )
-    recorder.logged = history.history["learning_rate"]
+    recorder.history = history.history
+    recorder.logged = recorder.history["learning_rate"]
     return recorder
 
 
@@ -160,21 +165,69 @@ def test_initial_epoch_is_honoured(per):
     assert run.rates == close(0.1 / (1 + positions(5, per, first_epoch=3) / 2))
 
 
+def plateau(**options):
+    defaults = {"factor": 0.5, "patience": 2, "min_delta": 0}
+    return PlateauScheduler(**{**defaults, **options})
+
+
+EVERY_KIND = {
+    "power": lambda: PowerScheduler(0.1, decay_epochs=1.3, per="step"),
+    "exponential": lambda: ExponentialScheduler(0.1, decay_epochs=1.3, per="step"),
+    "piecewise": lambda: PiecewiseScheduler([1.4, 3], [0.3, 0.2, 0.1], per="step"),
+    "power, epochs": lambda: PowerScheduler(0.1, decay_epochs=1.3),
+    "one cycle": lambda: OneCycleScheduler(OneCycle(0.1, 30)),
+    "plateau": lambda: plateau(patience=1),
+    "plateau and formula": lambda: plateau(
+        patience=1, schedule=PowerScheduler(0.7, decay_epochs=3).rate_at
+    ),
+}
+
+
+def drive(scheduler, values, initial_epoch=0):
+    """Call as fit does, with the monitored values; return the settings and the logs."""
+    scheduler.set_model(make_model(optimizer=make_optimizer("momentum", 0.7)))
+    scheduler.set_params({"steps": BATCHES})
+    optimizer, used, logged = scheduler.model.optimizer, [], []
+    scheduler.on_train_begin()
+    for epoch, value in enumerate(values, initial_epoch):
+        scheduler.on_epoch_begin(epoch)
+        for batch in range(BATCHES):
+            scheduler.on_train_batch_begin(batch)
+            used.append((float(optimizer.learning_rate), float(optimizer.momentum)))
+        logged.append({"val_loss": value})
+        scheduler.on_epoch_end(epoch, logged[-1])
+    return used, logged
+
+
 @pytest.mark.parametrize("counted_on", [True, False])
-@pytest.mark.parametrize("kind", [0, 1, 2])
-def test_a_state_set_before_fit_survives_its_beginning_once(kind, counted_on):
-    whole, formula = formulas("step")[kind]
-    train(whole, epochs=2)
-    state = json.loads(json.dumps(whole.get_state()))
-    resumed, model = formulas("step")[kind][0], make_model()
-    resumed.set_state(state)
-    assert resumed.get_state() == state
-    options = {"epochs": 4, "initial_epoch": 2} if counted_on else {"epochs": 2}
-    run = train(resumed, model=model, **options)
-    assert run.rates == close(formula(positions(4, "step", first_epoch=2)))
-    assert resumed.get_state() == {"epoch": 4}
-    again = train(resumed, model=model, epochs=1)
-    assert again.rates == close(formula(positions(1, "step")))
+@pytest.mark.parametrize("kind", EVERY_KIND)
+def test_a_run_stopped_at_any_epoch_has_the_rates_of_one_never_stopped(
+    kind, counted_on
+):
+    values = [1.0, 0.9, 1.0, 1.0, 1.0, 1.0, 1.0]
+    used, logged = drive(EVERY_KIND[kind](), values)
+    assert len({logs["learning_rate"] for logs in logged}) > 2
+    for stop in range(1, 7):
+        stopped, resumed = EVERY_KIND[kind](), EVERY_KIND[kind]()
+        drive(stopped, values[:stop])
+        state = json.loads(json.dumps(stopped.get_state()))
+        resumed.set_state(state)
+        assert resumed.get_state() == state
+        rest = drive(resumed, values[stop:], stop if counted_on else 0)
+        assert rest == (used[stop * BATCHES :], logged[stop:])  # to the bit
+        assert resumed.get_state()["epoch"] == 7
+    # The state has survived the beginning of a fit once; the next starts afresh.
+    assert drive(resumed, values[:2]) == (used[: 2 * BATCHES], logged[:2])
+    assert resumed.get_state()["epoch"] == 2
+
+
+def test_fit_resumes_as_it_is_driven_here():
+    whole = train(linear_cycle(), model=make_model(optimizer=make_optimizer("adam")))
+    resumed, model = linear_cycle(), make_model(optimizer=make_optimizer("adam"))
+    resumed.set_state({"epoch": 1})
+    rest = train(resumed, model=model, epochs=3, initial_epoch=1)
+    assert rest.rates == whole.rates[BATCHES:]
+    assert rest.history["momentum"] == whole.history["momentum"][1:]
 
 
 @pytest.mark.parametrize(
@@ -197,13 +250,80 @@ def test_a_state_set_while_training_begins_lasts_for_that_fit_only(scheduler):
     assert train(scheduler, model=model, epochs=1).logged == close([0.1])
 
 
-def test_one_rate_for_each_call_of_several_steps():
+PER_STEP = [
+    PowerScheduler(0.1, decay_epochs=1, per="step"),
+    OneCycleScheduler(OneCycle(0.1, 12), cycle_momentum=False),
+]
+
+
+@pytest.mark.parametrize("scheduler", PER_STEP)
+def test_several_steps_in_one_call_are_refused_per_step(scheduler):
     model = make_model(steps_per_execution=4)
-    run = train(PowerScheduler(0.1, decay_epochs=1, per="step"), model=model, epochs=2)
-    batches = np.array([0, 4, 6, 10])  # six batches: a call of four, a call of two
-    assert run.rates == close(0.1 / (1 + batches / 6))
-    sums = [4 * run.rates[0] + 2 * run.rates[1], 4 * run.rates[2] + 2 * run.rates[3]]
-    assert run.moved == pytest.approx(sums, rel=1e-4)
+    with pytest.raises(
+        ValueError, match="several run.*Received: steps_per_execution=4"
+    ):
+        train(scheduler, model=model)
+
+
+def test_several_steps_in_one_call_have_the_rate_of_their_epoch():
+    run = train(
+        PowerScheduler(0.1, decay_epochs=1), model=make_model(steps_per_execution=4)
+    )
+    expected = 0.1 / (1 + np.arange(3))
+    assert run.logged == close(expected)
+    assert run.moved == pytest.approx(list(BATCHES * expected), rel=1e-4)
+
+
+def test_an_update_of_accumulated_gradients_takes_the_rate_of_its_last_batch():
+    optimizer = keras.optimizers.SGD(0.7, gradient_accumulation_steps=2)
+    scheduler = PowerScheduler(0.1, decay_epochs=1, per="step")
+    run = train(scheduler, model=make_model(optimizer=optimizer))
+    rates = 0.1 / (1 + positions(3, "step"))
+    assert run.rates == close(rates)
+    updates = rates.reshape(3, BATCHES)[:, 1::2].sum(axis=1)
+    assert run.moved == pytest.approx(updates.tolist(), rel=1e-4)
+
+
+class Meddler(keras.callbacks.Callback):
+    """Sets the rate itself at the end of the batches 1 and 7 of the run."""
+
+    def __init__(self):
+        super().__init__()
+        self.batches = 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.batches in (1, 7):
+            self.model.optimizer.learning_rate = 0.03125
+        self.batches += 1
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "was"),
+    [
+        (PowerScheduler(0.1, decay_epochs=1, per="step"), "0.0857143"),
+        (PowerScheduler(0.1, decay_epochs=1), "0.1"),
+        (plateau(schedule=PowerScheduler(0.1, decay_epochs=1).rate_at), "0.1"),
+        (OneCycleScheduler(lambda step: 0.25, cycle_momentum=False), "0.25"),
+    ],
+)
+def test_a_rate_set_by_somebody_else_is_named_once_and_overwritten(scheduler, was):
+    script = Script([1.0, 0.9, 0.8])
+    with pytest.warns(UserWarning) as warned:
+        disturbed = train(script, scheduler, Meddler())
+    (message,) = [str(w.message) for w in warned if w.category is UserWarning]
+    name = type(scheduler).__name__
+    assert message.startswith(f"{name} had set the learning rate to {was}, ")
+    assert "set it to 0.03125" in message
+    undisturbed = train(script, scheduler)
+    kept = [0, BATCHES, 2 * BATCHES]
+    assert [disturbed.rates[i] for i in kept] == [undisturbed.rates[i] for i in kept]
+
+
+def test_two_schedulers_in_one_list_are_named():
+    one = ExponentialScheduler(0.3, decay_epochs=1)
+    with pytest.warns(UserWarning, match="PowerScheduler.* to 0.1,.* set it to 0.3[.]"):
+        with pytest.warns(UserWarning, match="ExponentialScheduler"):
+            train(PowerScheduler(0.1, decay_epochs=1), one)
 
 
 def test_no_drift_over_40_000_steps():
@@ -251,14 +371,10 @@ def test_steps_per_epoch_tells_the_length_of_unknown_data():
     assert history.history["learning_rate"] == close([0.1 / 1.8, 0.1 / 2.8])
 
 
-def test_data_of_unknown_length_is_refused_per_step():
-    with pytest.raises(ValueError, match="steps_per_epoch"):
-        make_model().fit(
-            endless(),
-            shuffle=False,
-            verbose=0,
-            callbacks=[PowerScheduler(0.1, decay_epochs=1, per="step")],
-        )
+@pytest.mark.parametrize("scheduler", PER_STEP)
+def test_data_of_unknown_length_is_refused_per_step(scheduler):
+    with pytest.raises(ValueError, match="`steps_per_epoch` .*Received: steps_per_ep"):
+        make_model().fit(endless(), shuffle=False, verbose=0, callbacks=[scheduler])
 
 
 def test_loss_scale_optimizer_is_scheduled():
@@ -319,11 +435,6 @@ def test_csv_logger_sees_the_rate_when_it_comes_later(tmp_path):
     logger = keras.callbacks.CSVLogger(str(tmp_path / "log.csv"))
     train(PowerScheduler(0.1, decay_epochs=1), logger, epochs=1)
     assert "learning_rate" in (tmp_path / "log.csv").read_text().splitlines()[0]
-
-
-def plateau(**options):
-    defaults = {"factor": 0.5, "patience": 2, "min_delta": 0}
-    return PlateauScheduler(**{**defaults, **options})
 
 
 @few
@@ -397,31 +508,6 @@ def test_a_nonfinite_monitor_neither_improves_nor_counts_nor_cuts(value):
     assert alone.logged == close([0.7] * 5)
 
 
-@pytest.mark.parametrize(
-    "schedule", [None, PowerScheduler(0.7, decay_epochs=3).rate_at]
-)
-@pytest.mark.parametrize("stop", [1, 4])
-@pytest.mark.parametrize("counted_on", [True, False])
-def test_plateau_resumes_as_if_nothing_had_happened(schedule, stop, counted_on):
-    values = [1.0, 0.9, 1.0, 1.0, 1.0, 1.0, 1.0]
-    whole = train(Script(values), plateau(cooldown=1, schedule=schedule), epochs=7)
-    first = plateau(cooldown=1, schedule=schedule)
-    train(Script(values), first, epochs=stop)
-    state = json.loads(json.dumps(first.get_state()))
-    resumed, model = plateau(cooldown=1, schedule=schedule), make_model()
-    resumed.set_state(state)
-    assert resumed.get_state() == state
-    if counted_on:
-        options = {"epochs": 7, "initial_epoch": stop}
-        rest = train(Script(values), resumed, model=model, **options)
-    else:
-        rest = train(Script(values[stop:]), resumed, model=model, epochs=7 - stop)
-    assert rest.logged == close(whole.logged[stop:])
-    train(Script(values), resumed, model=model, epochs=1)
-    fresh = resumed.get_state()
-    assert (fresh["wait"], fresh["multiplier"], fresh["epoch"]) == (0, 1.0, 1)
-
-
 def test_plateau_cuts_and_restores_each_rate_of_several():
     scheduler = plateau()
     model = make_model(optimizer=two_rates(0.4, 0.8))
@@ -443,11 +529,156 @@ def test_a_monitor_that_is_not_logged_is_refused_at_the_first_epochs_end():
     assert len(recorder.moved) == 1
 
 
-@pytest.mark.parametrize("wrong", [math.nan, -0.1])
-def test_a_schedule_that_returns_no_rate_is_refused(wrong):
-    scheduler = PlateauScheduler("loss", schedule=lambda epoch: wrong)
-    with pytest.raises(ValueError, match=r"schedule\(0\)"):
-        fit_briefly(scheduler, make_model())
+@pytest.mark.parametrize("wrong", [None, math.nan, math.inf, -0.1, True, "0.1", [0.1]])
+def test_a_schedule_that_returns_no_rate_is_named_with_what_it_returned(wrong):
+    for scheduler in (
+        PlateauScheduler("loss", schedule=lambda epoch: wrong),
+        OneCycleScheduler(lambda step: wrong, cycle_momentum=False),
+    ):
+        received = re.escape(f"Received: schedule(0)={wrong!r}")
+        with pytest.raises(ValueError, match=rf"`schedule\(0\)` .*{received}"):
+            fit_briefly(scheduler, make_model())
+
+
+# One cycle
+
+
+def cycle(steps, peak=0.1, total_steps=18):
+    """Rates and momenta of a linear cycle that rises for six steps."""
+    knots = [0, total_steps / 3 - 1, total_steps - 1]
+    rates = np.interp(steps, knots, [peak / 25, peak, peak / 250_000])
+    return rates, np.interp(steps, knots, [0.95, 0.85, 0.95])
+
+
+def linear_cycle(total_steps=18, **options):
+    return OneCycleScheduler(
+        OneCycle(0.1, total_steps, warmup_fraction=1 / 3, anneal="linear"), **options
+    )
+
+
+class MomentumRecorder(keras.callbacks.Callback):
+    def __init__(self, name):
+        super().__init__()
+        self.name, self.momenta = name, []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        optimizer = self.model.optimizer
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        self.momenta.append(float(getattr(optimizer, self.name)))
+
+
+@pytest.mark.parametrize("epochs", [3, 5])
+def test_weights_move_by_the_rates_and_momenta_of_the_cycle(epochs):
+    # Five epochs are longer than planned: the last values hold.
+    steps = np.arange(epochs * BATCHES)
+    rates, momenta = cycle(np.minimum(steps, 17))
+    moved, velocity = np.zeros(len(steps)), 0.0
+    for step in steps:
+        velocity = momenta[step] * velocity + rates[step]  # the gradient is 1
+        moved[step] = velocity
+    recorder = MomentumRecorder("momentum")
+    model = make_model(optimizer=make_optimizer("momentum", 0.7))
+    run = train(linear_cycle(), recorder, model=model, epochs=epochs)
+    assert run.rates == close(rates)
+    assert recorder.momenta == close(momenta)
+    sums = moved.reshape(epochs, BATCHES).sum(axis=1)
+    assert run.moved == pytest.approx(sums.tolist(), rel=1e-4)
+    assert run.logged == run.rates[BATCHES - 1 :: BATCHES]
+    assert run.history["momentum"] == recorder.momenta[BATCHES - 1 :: BATCHES]
+    assert all(type(value) is float for value in run.history["momentum"])
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "name"),
+    [
+        (make_optimizer("nadam"), "beta_1"),
+        (make_optimizer("nesterov", clipnorm=1.0), "momentum"),
+        (make_optimizer("rmsprop", momentum=0.5), "momentum"),
+        (keras.optimizers.LossScaleOptimizer(make_optimizer("adam")), "beta_1"),
+    ],
+)
+def test_the_momentum_is_found_by_either_name_and_inside_wrappers(optimizer, name):
+    recorder, scheduler = MomentumRecorder(name), linear_cycle()
+    model = make_model(optimizer=optimizer)
+    first = train(scheduler, recorder, model=model, epochs=2)
+    assert recorder.momenta == close(cycle(np.arange(12))[1])
+    recorder.momenta.clear()
+    second = train(scheduler, recorder, model=model, epochs=1)  # starts afresh
+    assert recorder.momenta == close(cycle(np.arange(6))[1])
+    assert second.rates == first.rates[:BATCHES]
+
+
+def test_initial_epoch_is_honoured_by_the_cycle():
+    model = make_model(optimizer=make_optimizer("momentum"))
+    run = train(linear_cycle(), model=model, epochs=3, initial_epoch=1)
+    assert run.rates == close(cycle(np.arange(6, 18))[0])
+
+
+def test_without_the_momentum_any_optimizer_and_function_will_do():
+    run = train(linear_cycle(cycle_momentum=False))
+    assert run.rates == close(cycle(np.arange(18))[0])
+    assert "momentum" not in run.history
+    squares = OneCycleScheduler(lambda step: 1.0 + step**2, cycle_momentum=False)
+    assert train(squares).rates == close(1.0 + np.arange(18) ** 2)
+
+
+def test_a_momentum_set_by_somebody_else_is_named():
+    class Meddler(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.optimizer.momentum = 0.5
+
+    model = make_model(optimizer=make_optimizer("momentum"))
+    with pytest.warns(UserWarning, match="had set the momentum to .* set it to 0.5[.]"):
+        run = train(linear_cycle(), Meddler(), model=model)
+    assert run.history["momentum"] == close(cycle(np.arange(5, 18, BATCHES))[1])
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        keras.optimizers.SGD(0.1, momentum=0.9),
+        keras.optimizers.Adam(0.1),
+        ClippedOptimizer(keras.optimizers.Adam(0.1), clipnorm=1.0),
+        make_optimizer("sgd"),
+    ],
+)
+def test_a_momentum_that_cannot_change_is_refused_at_the_start(optimizer):
+    recorder, model = Recorder(), make_model(optimizer=optimizer)
+    with pytest.raises(ValueError, match="make_optimizer.*`cycle_momentum=False`.*Rec"):
+        fit_briefly(linear_cycle(), model, before=[recorder])
+    assert recorder.rates == []
+
+
+class Wrong:
+    def __init__(self, momentum):
+        self.momentum = momentum
+
+    def __call__(self, step):
+        return 0.1
+
+
+def test_a_momentum_out_of_range_is_named():
+    for wrong in (1.0, -0.1, None, math.nan):
+        model = make_model(optimizer=make_optimizer("momentum"))
+        scheduler = OneCycleScheduler(Wrong(lambda step, wrong=wrong: wrong))
+        with pytest.raises(
+            ValueError, match=r"momentum\(0\)` .*below 1.*momentum\(0\)="
+        ):
+            fit_briefly(scheduler, model)
+
+
+def test_one_cycle_refuses_a_wrong_argument():
+    for wrong in (0.1, None, lambda step: 0.1, Wrong(0.9)):
+        with pytest.raises(ValueError, match="`schedule` must .*Received: schedule="):
+            OneCycleScheduler(wrong)
+    with pytest.raises(ValueError, match="`schedule` must .*Received: schedule=0.1"):
+        OneCycleScheduler(0.1, cycle_momentum=False)
+    for wrong in (1, None, "yes"):
+        with pytest.raises(ValueError, match="`cycle_momentum` .*Received: cycle_mom"):
+            OneCycleScheduler(OneCycle(0.1, 9), cycle_momentum=wrong)
+
+
+# The rate in the logs
 
 
 @pytest.mark.parametrize("steps_per_execution", [1, 4])
@@ -467,11 +698,25 @@ def test_logger_writes_the_rate_of_the_last_step_of_a_schedule(
     assert int(model.optimizer.iterations) == 18
 
 
-def test_logger_counts_micro_batches_as_the_schedule_does():
+@pytest.mark.parametrize(
+    ("accumulated", "last_updates"), [(2, [5, 11, 17]), (4, [3, 11, 15])]
+)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_logger_writes_the_rate_of_the_last_update_of_accumulated_gradients(
+    scaled, accumulated, last_updates
+):
     schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 4, 0.5)
-    optimizer = keras.optimizers.SGD(schedule, gradient_accumulation_steps=2)
-    history = fit_briefly(LearningRateLogger(), make_model(optimizer=optimizer))
-    assert history["learning_rate"] == close(0.1 * 0.5 ** (np.array([5, 11, 17]) / 4))
+    optimizer = keras.optimizers.SGD(schedule, gradient_accumulation_steps=accumulated)
+    if scaled:
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=2.0)
+    model, recorder = make_model(optimizer=optimizer), Recorder()
+    history = fit_briefly(LearningRateLogger(), model, before=[recorder])
+    rates = 0.1 * 0.5 ** (np.arange(18) / 4)
+    assert history["learning_rate"] == close(rates[last_updates])
+    # The weights say at which rates the updates were made.
+    updates = np.where((np.arange(18) + 1) % accumulated == 0, rates, 0)
+    moved = updates.reshape(3, BATCHES).sum(axis=1).tolist()
+    assert recorder.moved == pytest.approx(moved, rel=1e-4)
 
 
 def test_logger_writes_fixed_rates_and_one_for_each_of_several():
@@ -549,3 +794,50 @@ def test_boundaries_must_fit():
 def test_plateau_refuses_a_wrong_argument(name, wrong):
     with pytest.raises(ValueError, match=f"{name}.*Received:? {name}="):
         PlateauScheduler(**{name: wrong})
+
+
+GOOD_STATE = {
+    "epoch": 3,
+    "best": 0.5,
+    "wait": 1,
+    "cooldown_counter": 0,
+    "multiplier": 0.25,
+    "rates": {"learning_rate": 0.1},
+}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        None,
+        [],
+        {},
+        {"epoch": 1},
+        {**GOOD_STATE, "more": 1},
+        {**GOOD_STATE, "epoch": -1},
+        {**GOOD_STATE, "epoch": 1.5},
+        {**GOOD_STATE, "epoch": "3"},
+        {**GOOD_STATE, "wait": None},
+        {**GOOD_STATE, "best": math.nan},
+        {**GOOD_STATE, "multiplier": math.inf},
+        {**GOOD_STATE, "multiplier": True},
+        {**GOOD_STATE, "rates": [0.1]},
+        {**GOOD_STATE, "rates": {"learning_rate": None}},
+    ],
+    ids=str,
+)
+def test_a_state_that_get_state_cannot_have_given_is_refused(wrong):
+    scheduler = PlateauScheduler()
+    scheduler.set_state(GOOD_STATE)
+    with pytest.raises(ValueError, match="`state` must .*Received: state="):
+        scheduler.set_state(wrong)
+    assert scheduler.get_state() == GOOD_STATE
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, {}, {"epoch": -1}, {"epoch": None}, GOOD_STATE]
+)
+def test_a_formulas_state_is_checked_too(wrong):
+    for scheduler in (PowerScheduler(0.1, decay_epochs=1), linear_cycle()):
+        with pytest.raises(ValueError, match="`state` must .*keys epoch. Received: st"):
+            scheduler.set_state(wrong)
