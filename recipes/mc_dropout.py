@@ -22,13 +22,17 @@ prediction = MCDropoutPredictor(model, num_samples=20, seed=42).predict(x, verbo
 print(prediction.to_frame(["cat", "dog", "owl"]))
 ```
 
-It runs the layers eagerly with masks of its own, which leaves the model's seeds alone
-and makes the numbers independent of the batch size. This file is longer than most: the
-predictor, its result and the book's two layers are used together.
+What precedes the first dropout is computed once for all samples. Dense layers behind it
+are computed only for the units that a sample keeps, which on a CPU makes 100 samples of
+a dense network about as dear as one `predict`. Masks are drawn here: the model's seeds
+stay where they are, and the numbers do not depend on the batch size.
+
+This file is longer than most because one file has to hold the predictor for every kind
+of dropout and model, its fast way, the result, and the book's two layers.
 
 Reference: Gal, Ghahramani, "Dropout as a Bayesian Approximation: Representing Model
 Uncertainty in Deep Learning", 2016, https://arxiv.org/abs/1506.02142
-Revised: 0.1.0
+Revised: 0.2.0
 """
 
 import collections
@@ -100,11 +104,20 @@ class MCDropoutPredictor:
     are the 50 of a run with 50. The model's weights, statistics, seeds, flags and
     compiled functions stay as they are, also when a run is interrupted.
 
-    Works on Dropout, SpatialDropout, GaussianDropout, AlphaDropout, their subclasses
-    and the dropout inside MultiHeadAttention and GroupQueryAttention, in Sequential,
-    Functional, nested and subclassed models. Refused by name, because they would stay
-    silent or draw by another law: dropout of recurrent cells and of Attention and
-    AdditiveAttention, dropout inside TimeDistributed, stateful layers.
+    Sampled are Dropout, SpatialDropout, GaussianDropout, AlphaDropout and subclasses,
+    `dropout` and `recurrent_dropout` of recurrent layers (one mask for all time steps)
+    and that of the four attention layers, in Sequential, Functional, nested and
+    subclassed models. A dropout that the model's own code calls with `training=False`
+    stays off, with a warning. Refused by name, because they would stay silent or draw
+    by another law: stateful layers, cells and layers that draw for themselves, dropout
+    that only `if training:` reaches, and masks of a fixed batch size.
+
+    How it is computed does not change the numbers. Behind the first dropout of a
+    Sequential or Functional model, dense layers, activations and normalizations run in
+    NumPy on all cores, for kept units only; on a CPU, in float32, and if their first
+    sample is the model's own. All other models (convolutions or residual connections
+    after a dropout, subclassed ones, GPUs) run forward passes, one for each sample, and
+    recurrent layers on JAX, which compiles each of them anew, are slow.
 
     Example:
 
@@ -121,22 +134,25 @@ class MCDropoutPredictor:
     ```
 
     Args:
-        model: A built Keras model with one output and at least one dropout of rate
-            above 0. Outputs whose rows are probabilities also get entropies and votes.
+        model: A built Keras model with at least one dropout of rate above 0. Outputs
+            whose last axis holds probabilities also get entropies and votes; for those
+            of a sigmoid, stack 1 - p and p of the kept samples.
         num_samples: T, at least 1. 100 as in the book: the mean is then known to a
             tenth of the spread.
-        inputs_per_mask: How many neighbouring inputs share one draw of the masks, from
-            1 (a mask per input) to `None` (one for all). The law of each input's
-            samples is the same; sharing only ties inputs to each other, so that scores
-            over a data set scatter more between seeds. 500 saves nearly all the random
-            numbers and keeps that scatter near that of independent masks.
-        from_logits: Whether the outputs are logits; they then pass through a softmax
-            before averaging.
+        inputs_per_mask: How many neighbouring inputs share the masks of a sample, from
+            1 (a mask for each input) to `None` (one for all). The samples of each
+            input have the same law in any case, so its mean, deviation and entropies
+            are as exact. Sharing ties inputs to each other: differences between them
+            scatter less, and scores over a data set more. 500 is nearly as fast as
+            one for all, and over some thousand inputs such scores scatter nearly as
+            little as with a mask for each.
+        from_logits: Whether the outputs are logits, for several outputs also one bool
+            for each. Before averaging they pass a softmax, a single one the sigmoid.
         seed: Integer from 0; `None` takes a new one, kept in the attribute `seed`.
 
     Raises:
-        ValueError: An argument out of range, a model that is not built, has no active
-            dropout, or has dropout of a kind that is refused; layers are named.
+        ValueError: An argument out of range, or a model that is not built, has no
+            active dropout, or has dropout of a refused kind; layers are named.
 
     Reference: Gal, Ghahramani, 2016, https://arxiv.org/abs/1506.02142
     """

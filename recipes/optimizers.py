@@ -125,7 +125,7 @@ def make_optimizer(
         )
     keras_class, rate, hyper_parameters = CHAPTER_OPTIMIZERS[name]
     known = dict(inspect.signature(keras_class).parameters)
-    known.pop("kwargs")
+    known.pop("kwargs", None)
     unknown = [f"{key}={options[key]!r}" for key in options if key not in known]
     if unknown:
         raise ValueError(

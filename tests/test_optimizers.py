@@ -89,22 +89,23 @@ def run_python(script, backend, *arguments):
     return result.stdout
 
 
-# The ten update rules. `s` holds a rule's state, 0 at first; t counts from 1.
+# The update rules. `s` holds a rule's state, 0 at first; t counts from 1; mu is the
+# momentum, or beta_1, of this step.
 
 
 def sgd(w, g, t, s, rate):
     return w - rate * g
 
 
-def momentum(w, g, t, s, rate):
-    s["m"] = 0.9 * s.get("m", 0) - rate * g
+def momentum(w, g, t, s, rate, mu=0.9):
+    s["m"] = mu * s.get("m", 0) - rate * g
     return w + s["m"]
 
 
-def nesterov(w, g, t, s, rate):
+def nesterov(w, g, t, s, rate, mu=0.9):
     # The gradient is the one at the look-ahead point, which is where w stands.
-    s["m"] = 0.9 * s.get("m", 0) - rate * g
-    return w + 0.9 * s["m"] - rate * g
+    s["m"] = mu * s.get("m", 0) - rate * g
+    return w + mu * s["m"] - rate * g
 
 
 def adagrad(w, g, t, s, rate):
@@ -119,38 +120,39 @@ def adadelta(w, g, t, s, rate):
     return w - rate * step
 
 
-def rmsprop(w, g, t, s, rate):
+def rmsprop(w, g, t, s, rate, mu=0.0):
     s["v"] = 0.9 * s.get("v", 0) + 0.1 * g**2
-    return w - rate * g / np.sqrt(s["v"] + EPSILON)
+    s["m"] = mu * s.get("m", 0) + rate * g / np.sqrt(s["v"] + EPSILON)
+    return w - s["m"]
 
 
-def adam(w, g, t, s, rate):
-    s["m"] = 0.9 * s.get("m", 0) + 0.1 * g
+def adam(w, g, t, s, rate, mu=0.9):
+    s["m"] = mu * s.get("m", 0) + (1 - mu) * g
     s["v"] = 0.999 * s.get("v", 0) + 0.001 * g**2
-    corrected_rate = rate * np.sqrt(1 - 0.999**t) / (1 - 0.9**t)
+    corrected_rate = rate * np.sqrt(1 - 0.999**t) / (1 - mu**t)
     return w - corrected_rate * s["m"] / (np.sqrt(s["v"]) + EPSILON)
 
 
-def adamax(w, g, t, s, rate):
-    s["m"] = 0.9 * s.get("m", 0) + 0.1 * g
+def adamax(w, g, t, s, rate, mu=0.9):
+    s["m"] = mu * s.get("m", 0) + (1 - mu) * g
     s["u"] = np.maximum(0.999 * s.get("u", 0), np.abs(g))
-    return w - rate / (1 - 0.9**t) * s["m"] / (s["u"] + EPSILON)
+    return w - rate / (1 - mu**t) * s["m"] / (s["u"] + EPSILON)
 
 
-def nadam(w, g, t, s, rate):
-    def mu(t):
-        return 0.9 * (1 - 0.5 * 0.96**t)
+def nadam(w, g, t, s, rate, mu=0.9):
+    def decayed(t):
+        return mu * (1 - 0.5 * 0.96**t)
 
-    s["m"] = 0.9 * s.get("m", 0) + 0.1 * g
+    s["m"] = mu * s.get("m", 0) + (1 - mu) * g
     s["v"] = 0.999 * s.get("v", 0) + 0.001 * g**2
-    s["product"] = s.get("product", 1) * mu(t)
-    m = mu(t + 1) * s["m"] / (1 - s["product"] * mu(t + 1))
-    m = m + (1 - mu(t)) * g / (1 - s["product"])
+    s["product"] = s.get("product", 1) * decayed(t)
+    m = decayed(t + 1) * s["m"] / (1 - s["product"] * decayed(t + 1))
+    m = m + (1 - decayed(t)) * g / (1 - s["product"])
     return w - rate * m / (np.sqrt(s["v"] / (1 - 0.999**t)) + EPSILON)
 
 
-def adamw(w, g, t, s, rate):
-    return adam(w - 0.1 * rate * w, g, t, s, rate)
+def adamw(w, g, t, s, rate, mu=0.9):
+    return adam(w - 0.1 * rate * w, g, t, s, rate, mu)
 
 
 RULES = [
@@ -212,6 +214,20 @@ def test_options_win_over_the_table_and_leave_it_alone():
     assert (first.momentum, second.momentum) == (0.5, 0.9)
 
 
+def test_keras_own_class_is_left_where_no_momentum_is_named():
+    for name, kind in {
+        "sgd": keras.optimizers.SGD,
+        "rmsprop": keras.optimizers.RMSprop,
+        "adagrad": keras.optimizers.Adagrad,
+        "adadelta": keras.optimizers.Adadelta,
+    }.items():
+        assert type(make_optimizer(name)) is kind
+    for name in ("sgd", "rmsprop"):
+        for named in (0, 0.5):
+            optimizer = make_optimizer(name, momentum=named)
+            assert isinstance(optimizer.momentum, keras.Variable)
+
+
 @pytest.mark.parametrize("rate", [1, np.float32(0.5), np.int64(2)])
 def test_a_rate_of_any_number_type_is_taken(rate):
     assert float(make_optimizer("sgd", rate).learning_rate) == rate
@@ -225,6 +241,146 @@ def test_a_schedule_is_taken():
         for _ in range(2):
             optimizer.apply(tensors([[1.0]]), [variable])
         np.testing.assert_allclose(variable, [-0.5 - 0.25])
+
+
+# The momentum
+
+NAMES = {  # of those with a momentum: (Keras's class, arguments)
+    "momentum": (keras.optimizers.SGD, {"momentum": 0.9}),
+    "nesterov": (keras.optimizers.SGD, {"momentum": 0.9, "nesterov": True}),
+    "rmsprop": (keras.optimizers.RMSprop, {"momentum": 0.9}),
+    "adam": (keras.optimizers.Adam, {}),
+    "adamax": (keras.optimizers.Adamax, {}),
+    "nadam": (keras.optimizers.Nadam, {}),
+    "adamw": (keras.optimizers.AdamW, {"weight_decay": 1e-5}),
+}
+
+
+def pair(name, **options):
+    """Keras's own optimizer, and the one of that name."""
+    keras_class, arguments = NAMES[name]
+    named = {"momentum": 0.9} if name == "rmsprop" else {}
+    yield keras_class(0.01, **{**arguments, **options})
+    yield make_optimizer(name, 0.01, **named, **options)
+
+
+def ten_steps(optimizer, *, sparse):
+    """Values after ten steps with an embedding's and a dense gradient."""
+    rng = np.random.default_rng(0)
+    variables = variables_like([rng.uniform(-1, 1, (5, 2)), rng.uniform(-1, 1, (2, 3))])
+    for _ in range(10):
+        ids, rows = rng.permutation(5)[:3], rng.normal(size=(3, 2)).astype("float32")
+        table = np.zeros((5, 2))
+        table[ids] = rows
+        gradients = tensors([table, rng.normal(size=(2, 3))])
+        if sparse and keras.backend.backend() == "tensorflow":
+            import tensorflow as tf
+
+            gradients[0] = tf.IndexedSlices(rows, ids, (5, 2))
+        optimizer.apply(gradients, variables)
+    optimizer.finalize_variable_values(variables)
+    return np.concatenate([value.ravel() for value in values(variables)])
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_untouched_momentum_takes_keras_own_steps(name, sparse):
+    cases = [
+        {},
+        {"weight_decay": 0.1},
+        {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 3},
+        {"gradient_accumulation_steps": 2},
+        {"loss_scale_factor": 8.0},
+    ]
+    cases += [{"amsgrad": True}] if name in ("adam", "adamw") else []
+    cases += [{"centered": True}] if name == "rmsprop" else []
+    for options in cases:
+        theirs, ours = (ten_steps(o, sparse=sparse) for o in pair(name, **options))
+        if name in ("momentum", "nesterov", "rmsprop", "nadam"):
+            np.testing.assert_array_equal(ours, theirs)
+        else:  # 1 - beta_1 is rounded as a float32
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("options", [{}, {"jit_compile": True}])
+def test_an_untouched_momentum_trains_as_keras_own(options):
+    x, y = linear_data()
+    for name in ("nesterov", "adam"):
+        weights = []
+        for optimizer in pair(name):
+            model = linear_model(optimizer, **options)
+            model.fit(x, y, batch_size=4, shuffle=False, verbose=0)
+            weights.append(np.concatenate([v.ravel() for v in values(model.weights)]))
+        np.testing.assert_allclose(*weights, rtol=0, atol=1e-7)
+
+
+class SetMomentum(keras.callbacks.Callback):
+    """Sets the momentum before each step, and reads it after the step."""
+
+    def __init__(self, name, momenta):
+        super().__init__()
+        self.name, self.momenta, self.read = name, momenta, []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        setattr(self.model.optimizer, self.name, self.momenta[batch])
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.read.append(float(getattr(self.model.optimizer, self.name)))
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"jit_compile": True}, {"clipvalue": 9.0}], ids=["plain", "jit", "clip"]
+)
+@pytest.mark.parametrize(
+    "rule",
+    [momentum, nesterov, rmsprop, adam, adamax, nadam, adamw],
+    ids=lambda r: r.__name__,
+)
+def test_a_momentum_set_between_steps_holds_from_the_next(rule, how):
+    rng = np.random.default_rng(1)
+    x, momenta = rng.normal(size=(10, 3)), rng.uniform(0, 0.99, 10)
+    momenta[4] = 0.0
+    options = {"weight_decay": 0.1} if rule is adamw else {}
+    options |= {"momentum": 0.5} if rule is rmsprop else {}
+    options |= {name: how[name] for name in how if name == "clipvalue"}
+    optimizer = make_optimizer(rule.__name__, 0.01, **options)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, use_bias=False)])
+    # The gradient is the row, whatever the weights are.
+    loss = {"loss": lambda y, outputs: keras.ops.sum(outputs)}
+    jit = {name: how[name] for name in how if name == "jit_compile"}
+    model.compile(optimizer, **loss, **jit)
+    expected, state = model.get_weights()[0], {}
+    for t, (row, mu) in enumerate(zip(x, momenta, strict=True), 1):
+        expected = rule(expected, row[:, None], t, state, 0.01, mu)
+    by_name = "momentum" if rule in (momentum, nesterov, rmsprop) else "beta_1"
+    setter = SetMomentum(by_name, momenta)
+    model.fit(x, x, batch_size=1, shuffle=False, verbose=0, callbacks=[setter])
+    np.testing.assert_allclose(model.get_weights()[0], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(setter.read, momenta, rtol=1e-6)
+
+
+def test_the_adams_call_it_momentum_too():
+    for name in ("adam", "adamax", "nadam", "adamw"):
+        optimizer = make_optimizer(name)
+        optimizer.momentum = 0.25
+        assert float(optimizer.beta_1) == 0.25
+        assert float(make_optimizer(name, clipnorm=1.0).momentum) == np.float32(0.9)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_momentum_is_saved_as_a_readable_number_and_as_a_variable(name):
+    *_, optimizer = pair(name)
+    config = keras.saving.serialize_keras_object(optimizer)
+    assert config["registered_name"] == f"recipes>{type(optimizer).__name__}"
+    key = "beta_1" if "beta_1" in config["config"] else "momentum"
+    assert config["config"][key] == 0.9
+    optimizer.momentum = 0.75
+    again = keras.saving.deserialize_keras_object(
+        keras.saving.serialize_keras_object(optimizer), safe_mode=True
+    )
+    assert again.get_config() == {**optimizer.get_config(), key: 0.75}
+    (held,) = [v for v in again.variables if v is again.momentum]
+    assert float(held) == 0.75
 
 
 # Clipping
@@ -356,8 +512,9 @@ def steps(strategy, **bounds):
         rows = tf.IndexedSlices(tf.stack([mine, mine]), [1, 1], [3, 2])
         optimizer.apply([mine, rows], variables)
 
-    for _ in range(2):
-        strategy.run(step)
+    strategy.run(step)
+    optimizer.momentum = 0.5
+    strategy.run(step)
     state = [optimizer.last_gradient_norm, optimizer.clipped_fraction]
     return [(v + 0).numpy().ravel().tolist() for v in variables] + [state]
 
@@ -389,8 +546,8 @@ def test_two_replicas_take_the_step_of_one_device():
     batch = [np.array([198.0, 1.5]), np.array([[0, 0], [396.0, 3.0], [0, 0]])]
     norm = np.sqrt(sum(np.sum(g**2) for g in batch))
     for (one, two), bounds in zip(results, cases, strict=True):
-        # Two steps of momentum 0.9 with one gradient: 1 + 1.9 times of it.
-        weights = [-2.9 * g.ravel() for g in clip(batch, **bounds)]
+        # Two steps with one gradient, the second of momentum 0.5: 1 + 1.5 times of it.
+        weights = [-2.5 * g.ravel() for g in clip(batch, **bounds)]
         for found in (one, two):
             for value, expected in zip(found, [*weights, [norm, 1.0]], strict=True):
                 np.testing.assert_allclose(value, expected, rtol=1e-5)
@@ -538,7 +695,7 @@ model = keras.models.load_model(sys.argv[1])
 data = np.load(sys.argv[2])
 optimizer = model.optimizer
 print(int(optimizer.iterations), optimizer.last_gradient_norm)
-print(optimizer.clipped_fraction)
+print(optimizer.clipped_fraction, float(optimizer.beta_1))
 model.fit(data["x"], data["y"], batch_size=8, shuffle=False, verbose=0)
 weights = [np.asarray(v.value) for v in model.weights + optimizer.variables]
 np.savez(sys.argv[3], *weights)
@@ -552,14 +709,15 @@ def test_a_fresh_process_trains_on_as_if_nothing_had_happened(tmp_path):
     )
     model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
     optimizer = model.optimizer
-    state = (8, optimizer.last_gradient_norm, optimizer.clipped_fraction)
+    optimizer.beta_1 = 0.625
+    state = (8, optimizer.last_gradient_norm, optimizer.clipped_fraction, 0.625)
     model.save(tmp_path / "model.keras")
     np.savez(tmp_path / "data.npz", x=x, y=y)
     model.fit(x, y, batch_size=8, shuffle=False, verbose=0)
 
     files = [tmp_path / name for name in ("model.keras", "data.npz", "weights.npz")]
     printed = run_python(RESUME, keras.backend.backend(), *files)
-    assert tuple(map(float, printed.split()[-3:])) == state
+    assert tuple(map(float, printed.split()[-4:])) == state
     resumed = np.load(files[2])
     expected = values(model.weights + optimizer.variables)
     assert len(resumed.files) == len(expected)
@@ -571,6 +729,7 @@ def test_weights_files_and_set_weights_carry_the_whole_state(tmp_path):
     x, y = linear_data()
     model = linear_model(make_optimizer("adam", clipnorm=1e-3))
     model.fit(x, y, verbose=0)
+    model.optimizer.beta_1 = 0.25
     model.save_weights(tmp_path / "all.weights.h5")
     state = values(model.optimizer.variables)
 
@@ -581,7 +740,7 @@ def test_weights_files_and_set_weights_carry_the_whole_state(tmp_path):
     given.build(variables_like(values(model.trainable_variables)))
     given.set_weights(state)
     for optimizer in (loaded.optimizer, given):
-        assert optimizer.clipped_fraction == 1.0
+        assert (optimizer.clipped_fraction, float(optimizer.beta_1)) == (1.0, 0.25)
         for one, other in zip(values(optimizer.variables), state, strict=True):
             np.testing.assert_array_equal(one, other)
 
@@ -609,11 +768,82 @@ def test_an_unknown_name_is_answered_with_all_names_and_the_nearest():
         make_optimizer(None)
 
 
-@pytest.mark.parametrize("options", [{"lr": 0.1}, {"decay": 1e-4}])
+@pytest.mark.parametrize("options", [{"lr": 0.1}, {"decay": 1e-4}, {"kwargs": 1}])
 def test_an_option_keras_does_not_know_is_named(options):
     ((name, value),) = options.items()
     with pytest.raises(ValueError, match=f"optimizers.SGD. Received: {name}={value}$"):
         make_optimizer("sgd", **options)
+
+
+@pytest.mark.parametrize(
+    "wrong", [np.nan, -0.1, 1.0, 1 - 1e-9, np.inf, True, "0", None]
+)
+def test_a_fraction_out_of_its_range_is_refused(wrong):
+    for name, option in [
+        ("momentum", "momentum"),
+        ("rmsprop", "momentum"),
+        ("rmsprop", "rho"),
+        ("adadelta", "rho"),
+        ("adam", "beta_1"),
+        ("adamw", "beta_2"),
+        ("sgd", "ema_momentum"),
+    ]:
+        message = (
+            f"`{option}` must be a number, at least 0 and below 1. Received: {option}="
+        )
+        with pytest.raises(ValueError, match=message):
+            make_optimizer(name, **{option: wrong})
+    for name, option in [("momentum", "momentum"), ("nadam", "beta_1")]:
+        for bounds in ({}, {"clipnorm": 1.0}):
+            optimizer = make_optimizer(name, **bounds)
+            with pytest.raises(ValueError, match=f"`{option}` must .*: {option}="):
+                setattr(optimizer, option, wrong)
+            assert float(getattr(optimizer, option)) == np.float32(0.9)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "wrong"),
+    [
+        ("adam", "epsilon", np.nan),
+        ("adam", "epsilon", None),
+        ("adamw", "weight_decay", -0.1),
+        ("adamw", "weight_decay", None),
+        ("sgd", "weight_decay", np.inf),
+        ("adagrad", "initial_accumulator_value", np.nan),
+        ("sgd", "loss_scale_factor", 0),
+        ("sgd", "gradient_accumulation_steps", 1),
+        ("sgd", "gradient_accumulation_steps", 2.5),
+        ("sgd", "ema_overwrite_frequency", 0),
+        ("sgd", "nesterov", "no"),
+        ("adam", "amsgrad", 1),
+        ("sgd", "use_ema", None),
+    ],
+)
+def test_an_option_out_of_its_range_is_refused(name, option, wrong):
+    with pytest.raises(ValueError, match=f"`{option}` must be .*Received: {option}="):
+        make_optimizer(name, **{option: wrong})
+
+
+def test_options_of_any_number_type_and_none_are_taken():
+    optimizer = make_optimizer(
+        "momentum",
+        momentum=np.float32(0.5),
+        nesterov=np.True_,
+        weight_decay=None,
+        gradient_accumulation_steps=np.int64(2),
+    )
+    config = optimizer.get_config()
+    assert (config["momentum"], config["nesterov"]) == (0.5, True)
+    assert config["gradient_accumulation_steps"] == 2
+
+
+def test_a_momentum_that_keras_compiles_into_the_step_cannot_be_set_through_clipping():
+    inner = keras.optimizers.SGD(0.1, momentum=0.9)
+    optimizer = ClippedOptimizer(inner, clipnorm=1.0)
+    assert optimizer.momentum == 0.9
+    with pytest.raises(TypeError, match="`momentum` of SGD is fixed.*make_optimizer"):
+        optimizer.momentum = 0.5
+    assert not hasattr(optimizer, "beta_1")
 
 
 @pytest.mark.parametrize("name", ["learning_rate", *BOUNDS])
