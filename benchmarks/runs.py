@@ -54,7 +54,10 @@ def main():
     parser.add_argument("runs", nargs="+", help="names that train.py --list shows")
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to N - 1")
     options = parser.parse_args()
-    table = pd.read_csv(RESULTS) if RESULTS.exists() else pd.DataFrame()
+    # As text, for a commit like 4e72448 is not a number.
+    table = pd.DataFrame()
+    if RESULTS.exists():
+        table = pd.read_csv(RESULTS, dtype={"commit": str})
     done = set(zip(table["run"], table["seed"], strict=True)) if len(table) else set()
     for seed in range(options.seeds):
         for name in options.runs:
