@@ -56,7 +56,7 @@ import keras
 import numpy as np
 
 # The masks are put into the model's own layers, so two threads must not do it at once.
-_ONE_AT_A_TIME = threading.Lock()
+_ONE_AT_A_TIME = threading.RLock()
 
 # Masks are drawn for at least this many inputs at a time, from one generator.
 _INPUTS_PER_STREAM = 32
@@ -798,6 +798,15 @@ class _SwitchedOn:
                 f"training=False, so they stay off: {', '.join(self.left_off)}",
                 stacklevel=3,
             )
+        self.forward(x, None, None)
+        for layer, calls, now in zip(
+            self.layers, self.training, self.num_calls, strict=True
+        ):
+            if now < len(calls):
+                raise ValueError(
+                    f"Layer {layer.name!r} is called only where the model's own code "
+                    "sees training=True, and so cannot be sampled alone."
+                )
         return output
 
     def forward(self, x, rows, noise):
@@ -810,16 +819,7 @@ class _SwitchedOn:
             self.plan.forget()
         self.x = x
         self.rows = rows
-        output = self._pass(x, training=False)
-        for layer, calls, flags in zip(
-            self.layers, self.num_calls, self.training, strict=True
-        ):
-            if any(flags) and not calls:
-                raise ValueError(
-                    f"Layer {layer.name!r} is called only where the model's own code "
-                    "sees training=True, and so cannot be sampled alone."
-                )
-        return output
+        return self._pass(x, training=False)
 
     def features(self, x, layer):
         """What the first call of a dropout layer is given."""
@@ -1095,10 +1095,8 @@ class _Plan:
             args, kwargs = node.arguments.fill_in(values)
             owner.next_plan = self.inner.get(node)
             outputs = operation_fn(node.operation)(*args, **kwargs)
-            for tensor, value in zip(
-                node.outputs, keras.tree.flatten(outputs), strict=True
-            ):
-                values[id(tensor)] = value
+            outputs = zip(node.outputs, keras.tree.flatten(outputs), strict=True)
+            values.update((id(tensor), value) for tensor, value in outputs)
 
 
 def _contains(operation, layers):

@@ -413,6 +413,15 @@ def test_subclassed_models_are_sampled():
     assert sample(model, data(3, 6)).std.min() > 0
 
 
+def test_inputs_may_come_from_another_prediction():
+    model, x = classifier(), data(6, 6)
+    means = sample(model, x).mean
+    batches = (np.tile(sample(model, x).mean, 2)[:, :6] for _ in range(2))
+    np.testing.assert_allclose(
+        sample(model, batches).mean[:6], sample(model, np.tile(means, 2)[:, :6]).mean
+    )
+
+
 def test_threads_take_turns():
     model, x = classifier(), data(5, 6)
     alone = sample(model, x).samples
@@ -572,10 +581,15 @@ def test_dropout_behind_a_condition_on_training_is_refused():
         def call(self, inputs, training=None):
             return self.head(self.drop(inputs) if training else inputs)
 
-    model = Conditional()
-    model(data(2, 6))
-    with pytest.raises(ValueError, match="dropout.*only where.*training=True"):
-        sample(model, data(2, 6))
+    class HalfConditional(Subclassed):
+        def call(self, inputs, training=None):
+            hidden = self.drop(inputs)
+            return self.head(self.drop(hidden) if training else hidden)
+
+    for model in (Conditional(), HalfConditional()):
+        model(data(2, 6))
+        with pytest.raises(ValueError, match="dropout.*only where.*training=True"):
+            sample(model, data(2, 6))
 
 
 def test_what_a_pass_would_change_stays():
