@@ -34,14 +34,14 @@ range with a `ValueError` that names the argument. Every plot returns a `Figure`
 own, outside pyplot: save it, or after `%matplotlib inline` let a notebook cell end
 with it.
 
-This file is longer than most because it holds fifteen functions, from the measure to
+This file is longer than most because it holds sixteen functions, from the measure to
 the picture of it, that share their checks.
 
 Reference: Gal, "Uncertainty in Deep Learning", 2016, section 3.3.1,
 https://www.cs.ox.ac.uk/people/yarin.gal/website/thesis/thesis.pdf
 Reference: Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks",
 2017, https://arxiv.org/abs/1706.04599
-Revised: 0.1.0
+Revised: 0.2.0
 """
 
 import math
@@ -525,6 +525,61 @@ def plot_in_and_out(scores_in, scores_out, *, axes=None):
         ylabel="share of inputs per bin",
     )
     axes.legend()
+    return axes.figure
+
+
+def plot_entropy_split(expected_entropy, mutual_information, *, axes=None):
+    """Predictive entropy in its two parts: noise in the data, and what was not learned.
+
+    The inputs stand in the order of their predictive entropy, averaged in 50 groups of
+    equal size (each by itself if there are fewer). A model sure of its weights has no
+    upper part: dropout that hardly changes the outputs, or a network that has seen
+    plenty of data.
+
+    Args:
+        expected_entropy: `(inputs,)`, nats; of `expected_entropy` or an `MCPrediction`.
+        mutual_information: `(inputs,)`, nats, of the same samples.
+        axes: Matplotlib axes to draw on; a new figure without.
+
+    Returns:
+        The matplotlib `Figure`.
+    """
+    lower = _check_scores("expected_entropy", expected_entropy)
+    upper = _check_scores("mutual_information", mutual_information)
+    if len(lower) != len(upper):
+        raise ValueError(
+            "`mutual_information` must be of the same inputs as `expected_entropy`. "
+            f"Received: lengths {len(upper)} and {len(lower)}"
+        )
+    order = np.argsort(lower + upper, kind="stable")
+    groups = np.array_split(order, min(50, len(order)))
+    edges = np.cumsum([0, *map(len, groups)]) / len(order)
+    lower, upper = ([part[group].mean() for group in groups] for part in (lower, upper))
+    total = np.add(lower, upper)
+
+    axes = _axes_or_new(axes)
+    axes.stairs(
+        lower, edges, fill=True, color=_BLUE, alpha=0.7, label="expected entropy"
+    )
+    axes.stairs(
+        total,
+        edges,
+        baseline=lower,
+        fill=True,
+        color=_ORANGE,
+        alpha=0.7,
+        label="mutual information",
+    )
+    share = np.mean(mutual_information) / max(
+        np.mean(mutual_information) + np.mean(expected_entropy), np.finfo(float).tiny
+    )
+    axes.set(
+        title=f"Mutual information is {share:.0%}\nof the predictive entropy",
+        xlabel="share of the inputs, from the surest on",
+        ylabel="predictive entropy (nats)",
+        xlim=(0, 1),
+    )
+    axes.legend(loc="upper left")
     return axes.figure
 
 

@@ -18,6 +18,7 @@ from recipes.uncertainty import (
     mutual_information,
     negative_log_likelihood,
     plot_coverage,
+    plot_entropy_split,
     plot_in_and_out,
     plot_most_uncertain,
     plot_reliability,
@@ -319,6 +320,7 @@ def test_plots_make_their_own_figures_without_pyplot_or_draw_where_told(tmp_path
             lambda axes: plot_reliability(mean, labels, axes=axes),
             lambda axes: plot_coverage(mean, labels, axes=axes),
             lambda axes: plot_in_and_out(scores[:10], scores[10:], axes=axes),
+            lambda axes: plot_entropy_split(scores, scores, axes=axes),
         ]
     ):
         figure = plot(None)
@@ -341,6 +343,24 @@ def test_reliability_bars_are_the_accuracies_of_the_full_bins():
     ]
     np.testing.assert_allclose(axes.lines[0].get_xydata(), [[0.6, 0.5], [1, 1]])
     assert "0.067" in axes.get_title()  # 2 / 3 * |0.5 - 0.6|
+
+
+def test_entropy_is_split_into_its_two_parts():
+    rows, _ = draw(0, inputs=200)
+    noise, disagreement = expected_entropy(rows), mutual_information(rows)
+    axes = plot_entropy_split(noise, disagreement).axes[0]
+    lower, upper = (patch.get_data() for patch in axes.patches)
+    assert len(lower.values) == 50
+    np.testing.assert_allclose(lower.values.mean(), noise.mean())
+    np.testing.assert_allclose(upper.baseline, lower.values)
+    total = predictive_entropy(rows.mean(axis=0))
+    np.testing.assert_allclose(
+        upper.values, np.sort(total).reshape(50, 4).mean(axis=1), atol=1e-12
+    )
+    assert f"{disagreement.sum() / total.sum():.0%}" in axes.get_title()
+    plot_entropy_split([0.0], [0.0])
+    with pytest.raises(ValueError, match="`mutual_information`.*lengths 1 and 2"):
+        plot_entropy_split([0.0, 1.0], [0.0])
 
 
 def test_coverage_curve_ends_at_the_accuracy():
