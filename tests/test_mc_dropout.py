@@ -740,6 +740,15 @@ ZOO = {  # whether dropped units are left out, and the model
     ),
     "one layer twice": (True, twice),
     "images": (True, images),
+    "images by channel": (
+        False,
+        lambda: sequential(
+            layers.Dropout(0.3),
+            layers.Flatten(data_format="channels_first"),
+            layers.Dense(3),
+            shape=(3, 4, 2),
+        ),
+    ),
     "spatial": (False, spatial),
     "nested": (
         True,
@@ -971,6 +980,20 @@ def test_settled_classes_are_those_of_all_samples():
     wrong = full.mean.argmax(axis=1) != few.mean.argmax(axis=1)
     assert not wrong[~early].any()
     assert wrong[early].mean() <= 0.01
+
+
+def test_a_dense_map_has_settled_where_all_its_positions_have():
+    model, x = settled_and_unsettled()
+    sure, unsure = x[[0, -1]]
+    inputs = keras.Input((2, 8))
+    maps = np.stack([[sure, sure], [sure, unsure], [unsure, sure]])
+    positions = keras.Model(inputs, model.layers[1](model.layers[0](inputs)))
+    counts = (
+        MCDropoutPredictor(positions, seed=1, inputs_per_mask=1)
+        .predict(maps, min_samples=20, verbose=0)
+        .num_samples
+    )
+    assert counts[0] == 20 and counts[1:].min() > 20
 
 
 def test_min_samples_of_regression_is_refused():
