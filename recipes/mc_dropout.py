@@ -40,6 +40,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import inspect
 import itertools
 import json
 import math
@@ -224,9 +225,11 @@ class MCDropoutPredictor:
                 finite, `min_samples` for outputs that are not probabilities, or
                 dropout that a forward pass does not reach.
         """
-        batch_size = (
-            256 if batch_size is None else _integer("batch_size", batch_size, 1)
-        )
+        if batch_size is None:
+            # A whole block, if that is a fair size: then a batch has one mask.
+            block = self.inputs_per_mask or 0
+            batch_size = block if _INPUTS_PER_THINNING <= block <= 512 else 512
+        batch_size = _integer("batch_size", batch_size, minimum=1)
         if not isinstance(keep_samples, bool):
             raise ValueError(
                 "`keep_samples` must be a bool. "
@@ -362,7 +365,8 @@ class MCPrediction:
         mutual_information: Their difference, from 0: what the model does not know.
         variation_ratio: Share of the samples that do not vote for the class with most
             votes.
-        settings: Seed, rates, versions and options that gave these numbers.
+        settings: Seed, rates of the layers, versions and options that gave these
+            numbers; `thinned` tells whether dropped units were left out.
     """
 
     mean: np.ndarray
@@ -1152,8 +1156,8 @@ class _Chain:
         self.rows = rows
         self.noise = noise
         self.x = x.reshape(len(x), -1).T
-        self.product = None
-        self.most = 1
+        self.product = None  # of x and the first kernel
+        self.most = 1  # samples at a time
         if noise.is_shared(rows):
             self.most = 32
             self.x = np.ascontiguousarray(self.x)
@@ -1226,32 +1230,32 @@ class _Chain:
 
     def _dense(self, step, values, present, mask, wanted):
         kernel, bias = step
+        if mask is not None and mask.offset is not None:
+            bias = bias + kernel.T @ mask.offset
         if mask is None:
             values = _matmul(_columns(kernel, wanted).T, values)
-            values += _rows(bias, wanted)
-            return values
-        if mask.offset is not None:
-            bias = bias + kernel.T @ mask.offset
-        if present is None:
-            few = 2 * len(mask.kept) > len(mask.factor)
-            if few and values is self.x and self.product is not None:
-                # x W is known. Where all that is kept has one factor, only what is
-                # dropped is to be computed: factor (x W - x[dropped] W[dropped]).
-                factor = mask.factor[mask.kept]
-                if (factor == factor[0]).all():
-                    dropped = np.flatnonzero(mask.factor == 0)
-                    part = _columns(kernel[dropped], wanted).T
-                    part = _matmul(part, values.take(dropped, axis=0))
-                    values = np.subtract(_rows(self.product, wanted), part, out=part)
-                    values *= factor[0]
-                    values += _rows(bias, wanted)
-                    return values
-            values = values.take(mask.kept, axis=0)
-            present = mask.kept
-        kernel = _columns(kernel[present] * mask.factor[present], wanted)
-        values = _matmul(kernel.T, values)
+        elif values is self.x and self._is_mostly_kept(mask):
+            # factor (x W - x[dropped] W[dropped]), with x W known: the shorter sum.
+            dropped = np.flatnonzero(mask.factor == 0)
+            part = _columns(kernel[dropped], wanted).T
+            part = _matmul(part, values.take(dropped, axis=0))
+            values = np.subtract(_rows(self.product, wanted), part, out=part)
+            values *= mask.factor[mask.kept[0]]
+        else:
+            if present is None:
+                present = mask.kept
+                values = values.take(present, axis=0)
+            kernel = _columns(kernel[present] * mask.factor[present], wanted)
+            values = _matmul(kernel.T, values)
         values += _rows(bias, wanted)
         return values
+
+    def _is_mostly_kept(self, mask):
+        """Whether more units are kept than dropped, and all that are by one factor."""
+        if self.product is None or 2 * len(mask.kept) <= len(mask.factor):
+            return False
+        factor = mask.factor[mask.kept]
+        return bool((factor == factor[0]).all())
 
 
 def _rows(matrix, wanted):
@@ -1282,8 +1286,12 @@ def _matmul(left, right):
     width = 64**3 // max(left.size, 1)
     if width >= num_columns:
         return left @ right
-    half = left.shape[1] // 2
-    if width < 8 and half:
+    if width < 8:
+        half = max(left.shape) // 2
+        if len(left) >= left.shape[1]:
+            return np.concatenate(
+                [_matmul(left[:half], right), _matmul(left[half:], right)]
+            )
         result = _matmul(left[:, :half], right[:half])
         result += _matmul(left[:, half:], right[half:])
         return result
@@ -1404,9 +1412,14 @@ def _normalization(layer):
 
 
 def _in_keras(operation):
+    options = {}
+    if isinstance(operation, keras.Layer):
+        if "training" in inspect.signature(operation.call).parameters:
+            options["training"] = False
+
     def apply(values):
         rows = keras.ops.convert_to_tensor(np.ascontiguousarray(values.T))
-        return np.array(keras.ops.convert_to_numpy(operation(rows)).T)
+        return np.array(keras.ops.convert_to_numpy(operation(rows, **options)).T)
 
     return apply
 
@@ -1416,6 +1429,8 @@ def _in_keras(operation):
 
 class _Passes:
     """Samples of some inputs by whole forward passes of the model."""
+
+    most = 1
 
     def __init__(self, switched, x, rows, noise):
         self.switched = switched
@@ -1427,8 +1442,6 @@ class _Passes:
         """Go on with these of the inputs alone."""
         self.x = keras.tree.map_structure(lambda array: array[active], self.x)
         self.rows = self.rows[active]
-
-    most = 1
 
     def samples(self, count):
         """The next sample of every output, each `(1, inputs, ...)`."""
