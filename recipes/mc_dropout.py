@@ -1054,8 +1054,11 @@ class _Plan:
         """Every graph that has a plan."""
         return {self.graph}.union(*(plan.graphs() for plan in self.inner.values()))
 
-    def chain(self, end=None):
-        """The random nodes in order, if each reads the one before it alone, or None."""
+    def chain(self):
+        """The random nodes in order, if each reads the one before it alone, or None.
+
+        All nodes lead to the output: a path, if each reads and gives one tensor.
+        """
         chain = []
         for node in self.random:
             call = node.arguments
@@ -1063,17 +1066,11 @@ class _Plan:
             alone = len(node.input_tensors) == len(call.args) == len(node.outputs) == 1
             if not alone or options != [None] * len(options):
                 return None
-            if end is not None and node.input_tensors[0] is not end:
+            nodes = self.inner[node].chain() if node in self.inner else [node]
+            if nodes is None:
                 return None
-            nodes = [node]
-            if node in self.inner:
-                inner = self.inner[node]
-                nodes = inner.chain(None if end is None else inner.graph.inputs[0])
-                if nodes is None:
-                    return None
             chain += nodes
-            end = node.outputs[0]
-        return chain if [end] == list(self.graph.outputs) else None
+        return chain if len(self.graph.outputs) == 1 else None
 
     def forget(self):
         """The inputs are others now."""

@@ -622,6 +622,13 @@ def residual():
     return keras.Model(inputs, outputs)
 
 
+def branches():
+    inputs = keras.Input((6,))
+    left = layers.Dense(4)(layers.Dropout(0.3)(inputs))
+    right = layers.Dense(4)(layers.Dropout(0.3)(inputs))
+    return keras.Model(inputs, layers.Multiply()([left, right]))
+
+
 def twice():
     drop = layers.Dropout(0.3)
     return sequential(drop, layers.Dense(6, "tanh"), drop, layers.Dense(3))
@@ -757,6 +764,11 @@ ZOO = {  # whether dropped units are left out, and the model
         ),
     ),
     "residual": (False, residual),
+    "residual behind dropout": (
+        False,
+        lambda: sequential(layers.Dropout(0.3), residual(), layers.Dense(3)),
+    ),
+    "two branches": (False, branches),
     "time steps": (
         False,
         lambda: sequential(
