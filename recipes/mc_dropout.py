@@ -145,8 +145,7 @@ class MCDropoutPredictor:
             input have the same law in any case, so its mean, deviation and entropies
             are as exact. Sharing ties inputs to each other: differences between them
             scatter less, and scores over a data set more. 500 is nearly as fast as
-            one for all, and over some thousand inputs such scores scatter nearly as
-            little as with a mask for each.
+            one for all, and ties only small parts of a large data set.
         from_logits: Whether the outputs are logits, for several outputs also one bool
             for each. Before averaging they pass a softmax, a single one the sigmoid.
         seed: Integer from 0; `None` takes a new one, kept in the attribute `seed`.
