@@ -34,6 +34,7 @@ from matplotlib.figure import Figure
 from callbacks.schedulers import (
     ExponentialScheduler,
     LearningRateLogger,
+    OneCycleScheduler,
     PiecewiseScheduler,
     PlateauScheduler,
     PowerScheduler,
@@ -43,7 +44,17 @@ from recipes.initializers import initializer_for
 from recipes.mc_dropout import MCDropoutPredictor
 from recipes.optimizers import make_optimizer
 from recipes.regularizers import MaxNorm, regularize
-from recipes.schedules import Exponential, Piecewise, PowerDecay
+from recipes.schedules import (
+    Cosine,
+    Cyclical,
+    Exponential,
+    Floor,
+    InEpochs,
+    OneCycle,
+    Piecewise,
+    PowerDecay,
+    Warmup,
+)
 
 DATA_FOLDER = pathlib.Path(__file__).parent / "data" / "fashion-mnist"
 MC_SAMPLES = 100  # as in the book
@@ -283,6 +294,45 @@ def piecewise_decay(plan):
     return compiled(network(), make_optimizer("momentum", schedule)), []
 
 
+@run(batch_size=128)
+def one_cycle(plan):
+    """Up to rate 0.1 and down to nearly nothing in the run, at momentum 0.9."""
+    schedule = OneCycle(0.1, plan.total_steps)
+    return compiled(network(), make_optimizer("momentum", schedule)), []
+
+
+@run()
+def cosine_decay(plan):
+    """Rate from 0.01 to 0 along half a cosine."""
+    schedule = Cosine(0.01, decay_steps=plan.total_steps)
+    return compiled(network(), make_optimizer("momentum", schedule)), []
+
+
+@run()
+def cosine_restarts(plan):
+    """Rate from 0.01 to 0, and again in cycles of 1, 2, 4 epochs; never below 1e-4."""
+    schedule = Cosine(0.01, decay_steps=1, restarts=True, length_factor=2)
+    schedule = Floor(InEpochs(schedule, plan.steps_per_epoch), 1e-4)
+    return compiled(network(), make_optimizer("momentum", schedule)), []
+
+
+@run()
+def cyclical(plan):
+    """Rate between 0.001 and 0.02, up in one epoch and down in the next."""
+    schedule = Cyclical(0.001, 0.02, half_cycle_steps=plan.steps_per_epoch)
+    return compiled(network(), make_optimizer("momentum", schedule)), []
+
+
+@run()
+def warmup(plan):
+    """Half an epoch of rising rate, then Adam's rate 0.001 to 0 along a cosine."""
+    warmup_steps = plan.steps_per_epoch // 2
+    schedule = Cosine(0.001, decay_steps=plan.total_steps - warmup_steps)
+    return compiled(
+        network(), make_optimizer("adam", Warmup(schedule, warmup_steps))
+    ), []
+
+
 # --- learning-rate schedules as callbacks, in epochs
 
 
@@ -305,6 +355,13 @@ def piecewise_scheduler(plan):
     """Rate 0.01, from epoch 5 0.005, from epoch 8 0.001."""
     scheduler = PiecewiseScheduler([5, 8], [0.01, 0.005, 0.001])
     return compiled(network(), make_optimizer("momentum", 0.01)), [scheduler]
+
+
+@run(batch_size=128)
+def one_cycle_scheduler(plan):
+    """Up to rate 0.1 and down again, while the momentum goes down and up again."""
+    scheduler = OneCycleScheduler(OneCycle(0.1, plan.total_steps))
+    return compiled(network(), make_optimizer("momentum")), [scheduler]
 
 
 @run()

@@ -316,7 +316,7 @@ class MCDropoutPredictor:
 
     def _chains(self, switched, batches, steps):
         features = (
-            (first, keras.ops.convert_to_numpy(switched.features(x, steps[0].layer)))
+            (first, keras.ops.convert_to_numpy(switched.features(x)))
             for first, x in batches
         )
         for first, values in _pieces(features, self.inputs_per_mask):
@@ -334,7 +334,7 @@ class MCDropoutPredictor:
             return None
         x = _few(x, 8)
         rows = np.arange(_num_inputs(x))
-        features = switched.features(x, steps[0].layer)
+        features = switched.features(x)
         if "cpu" not in str(features.device).lower():
             return None
         features = keras.ops.convert_to_numpy(features)
@@ -743,7 +743,7 @@ class _SwitchedOn:
         self.model = model
         self.layers = layers
         self.x = None
-        self.capturing = None
+        self.only_fixed = False
         self.training = [[] for _ in layers]
         self.graph = _graph(model)
         self.plan = self.graph and _Plan(
@@ -824,11 +824,12 @@ class _SwitchedOn:
         self.rows = rows
         return self._pass(x, training=False)
 
-    def features(self, x, layer):
-        """What the first call of a dropout layer is given."""
-        self.capturing = self.layers.index(layer)
-        self.forward(x, None, None)
-        return self.captured
+    def features(self, x):
+        """What the first node behind which the plan is a chain is given."""
+        self.only_fixed = True
+        features = self.forward(x, None, None)
+        self.only_fixed = False
+        return features
 
     def _pass(self, x, training):
         self.num_calls = [0] * len(self.layers)
@@ -889,8 +890,6 @@ class _SwitchedOn:
 
     def _dropout_call(self, number, layer):
         def call(inputs, *_, training=True, **__):
-            if number == self.capturing:
-                self.captured, self.capturing = inputs, None
             key = self._visit(number, training, inputs)
             if key is None:
                 return inputs
@@ -1086,6 +1085,12 @@ class _Plan:
             self._execute(self.fixed, everything, operation_fn, owner)
             self.values = {i: v for i, v in everything.items() if i in self.kept}
         values = {**self.values, **values}
+        if owner.only_fixed:
+            first = self.random[0]
+            if first not in self.inner:
+                return values[id(first.input_tensors[0])]
+            self._execute([first], values, operation_fn, owner)
+            return values[id(first.outputs[0])]
         self._execute(self.random, values, operation_fn, owner)
         outputs = [values[id(tensor)] for tensor in self.graph.outputs]
         return keras.tree.pack_sequence_as(self.graph.output, outputs)
@@ -1148,17 +1153,19 @@ class _Chain:
     """
 
     def __init__(self, steps, x, rows, noise):
-        self.steps = steps
+        # A softmax at the end is taken of many samples together.
+        self.ends_in_softmax = steps[-1] is _SOFTMAX
+        self.steps = steps[:-1] if self.ends_in_softmax else steps
         self.rows = rows
         self.noise = noise
         self.x = x.reshape(len(x), -1).T
-        self.product = None  # of x and the first kernel
         self.most = 1  # samples at a time
+        self.scaled_kernel = self.product = None
         if noise.is_shared(rows):
             self.most = 32
             self.x = np.ascontiguousarray(self.x)
             if isinstance(steps[1], _Dense):
-                self.product = _matmul(steps[1].kernel.T, self.x)
+                self.scaled_kernel = steps[1].kernel
 
     def narrow(self, active):
         """Go on with these of the inputs alone."""
@@ -1173,7 +1180,9 @@ class _Chain:
             self._masks(step, count) if isinstance(step, _Drop) else [None] * count
             for step in self.steps
         ]
-        return [np.stack([self._sample(m) for m in zip(*masks, strict=True)])]
+        values = np.stack([self._sample(m) for m in zip(*masks, strict=True)])
+        values = _softmax(values) if self.ends_in_softmax else values
+        return [values.swapaxes(1, 2)]
 
     def _sample(self, masks):
         # The values of the units `present` (None: all), to which `mask` is still due.
@@ -1198,7 +1207,7 @@ class _Chain:
                     values += masks[place].offset
         if mask is not None:
             values = _full_width(values, present, mask)
-        return values.T
+        return values
 
     def _masks(self, drop, count):
         factors, offsets = (
@@ -1213,7 +1222,7 @@ class _Chain:
         )
         is_shared = factors.shape[2] == 1
         return [
-            _Mask(factor, offset, np.flatnonzero(factor) if is_shared else None)
+            _Mask(factor, offset, factor[:, 0].nonzero()[0] if is_shared else None)
             for factor, offset in zip(factors, offsets, strict=True)
         ]
 
@@ -1231,12 +1240,11 @@ class _Chain:
         if mask is None:
             values = _matmul(_columns(kernel, wanted).T, values)
         elif values is self.x and self._is_mostly_kept(mask):
-            # factor (x W - x[dropped] W[dropped]), with x W known: the shorter sum.
-            dropped = np.flatnonzero(mask.factor == 0)
-            part = _columns(kernel[dropped], wanted).T
+            # factor (x W - x[dropped] W[dropped]) with factor x W known: shorter.
+            dropped = (mask.factor[:, 0] == 0).nonzero()[0]
+            part = _columns(self.scaled_kernel[dropped], wanted).T
             part = _matmul(part, values.take(dropped, axis=0))
             values = np.subtract(_rows(self.product, wanted), part, out=part)
-            values *= mask.factor[mask.kept[0]]
         else:
             if present is None:
                 present = mask.kept
@@ -1248,10 +1256,16 @@ class _Chain:
 
     def _is_mostly_kept(self, mask):
         """Whether more units are kept than dropped, and all that are by one factor."""
-        if self.product is None or 2 * len(mask.kept) <= len(mask.factor):
+        if self.scaled_kernel is None or 2 * len(mask.kept) <= len(mask.factor):
             return False
-        factor = mask.factor[mask.kept]
-        return bool((factor == factor[0]).all())
+        if self.product is None:
+            factor = mask.factor[mask.kept]
+            if (factor != factor[0]).any():
+                self.scaled_kernel = None
+                return False
+            self.scaled_kernel = self.scaled_kernel * factor[0]
+            self.product = _matmul(self.scaled_kernel.T, self.x)
+        return True
 
 
 def _rows(matrix, wanted):
@@ -1291,14 +1305,16 @@ def _matmul(left, right):
         result = _matmul(left[:, :half], right[:half])
         result += _matmul(left[:, half:], right[half:])
         return result
-    result = np.empty((len(left), num_columns), right.dtype)
+    width = -(-num_columns // -(-num_columns // width))  # parts of nearly equal width
     whole = num_columns - num_columns % width
+    result = np.empty((len(left), num_columns), right.dtype)
 
     def parts(matrix):
         return matrix[:, :whole].reshape(len(matrix), -1, width).swapaxes(0, 1)
 
     np.matmul(left, parts(right), out=parts(result))
-    result[:, whole:] = left @ right[:, whole:]
+    if whole < num_columns:
+        np.matmul(left, right[:, whole:], out=result[:, whole:])
     return result
 
 
@@ -1376,7 +1392,7 @@ def _activation(function):
     if function is keras.activations.linear:
         return []
     if function is keras.activations.softmax:
-        return [_Whole(_softmax)]
+        return [_SOFTMAX]
     if function in known:
         return [_Each(lambda values, _: known[function](values))]
     return [_Whole(_in_keras(function))]
@@ -1387,9 +1403,12 @@ def _elu(values, alpha=1.0):
 
 
 def _softmax(values):
-    values = np.exp(values - values.max(axis=0))
-    values /= values.sum(axis=0)
+    values = np.exp(values - values.max(axis=-2, keepdims=True))
+    values /= values.sum(axis=-2, keepdims=True)
     return values
+
+
+_SOFTMAX = _Whole(_softmax)
 
 
 def _normalization(layer):

@@ -168,7 +168,7 @@ class _MomentumVariable:
     @momentum.setter
     def momentum(self, momentum):
         name = "beta_1" if hasattr(type(self), "beta_1") else "momentum"
-        momentum = _number(name, momentum, *_FRACTION)
+        momentum = _in_range(name, momentum, *_FRACTION)
         if hasattr(self, "_momentum"):
             self._momentum.assign(momentum)
         else:  # Keras's constructor assigns it first
@@ -290,6 +290,15 @@ class Nadam(_MomentumVariable, keras.optimizers.Nadam):
     """Keras's Nadam with a `beta_1` that can be changed while it trains."""
 
     beta_1 = _MomentumVariable.momentum
+
+    def build(self, variables):
+        """Create the optimizer's variables."""
+        if not self.built:
+            super().build(variables)
+            # Keras's product of all momenta so far is of the weights' type, and
+            # TensorFlow multiplies no float32 with a bfloat16.
+            if self._u_product.dtype != self._momentum.dtype:
+                self._u_product = keras.Variable(1.0, dtype=self._momentum.dtype)
 
 
 @keras.saving.register_keras_serializable(package="recipes")
@@ -605,7 +614,7 @@ _OPTIONS = {
 }
 
 
-def _number(name, value, kind, least, most):
+def _in_range(name, value, kind, least, most):
     """Return `value` as a number of the type of `least`, if it is between the two."""
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     whole = isinstance(least, int)
@@ -615,13 +624,13 @@ def _number(name, value, kind, least, most):
 
 
 def _positive_or_none(name, value):
-    return None if value is None else _number(name, value, *_POSITIVE)
+    return None if value is None else _in_range(name, value, *_POSITIVE)
 
 
 def _checked_option(name, value, default):
     """Return an option as Keras takes it, if it is in its range."""
     if name in _OPTIONS and not (value is None and default is None):
-        return _number(name, value, *_OPTIONS[name])
+        return _in_range(name, value, *_OPTIONS[name])
     if isinstance(default, bool) and not isinstance(value, (bool, np.bool_)):
         raise ValueError(f"`{name}` must be True or False. Received: {name}={value!r}")
     return bool(value) if isinstance(default, bool) else value

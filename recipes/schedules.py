@@ -719,11 +719,10 @@ class Floor(keras.optimizers.schedules.LearningRateSchedule):
 class InEpochs(keras.optimizers.schedules.LearningRateSchedule):
     """State a schedule in epochs instead of steps.
 
-    For settings that shall hold whatever the batch size: every number of steps in the
-    wrapped schedule then means epochs. The rate moves within an epoch, too. Not for
-    what must be whole there but is not in epochs: half an epoch of warm-up goes around
-    this one, in steps; and `OneCycle`, whose last step is `total_steps - 1`, is better
-    given steps.
+    For settings that hold whatever the batch size: every number of steps in the wrapped
+    schedule then means epochs. The rate moves within an epoch, too. Not for half an
+    epoch of warm-up, where a whole number is asked: put `Warmup`, in steps, around this
+    one. Nor for `OneCycle`, which would end one epoch early, at `total_steps` - 1.
 
         rate(t) = schedule(t / n)
 
@@ -810,15 +809,17 @@ def plot_schedules(schedules: dict, total_steps: int):
         panels = [figure.add_subplot(num_rows, 3, i + 1) for i in range(len(schedules))]
         figure.supxlabel("step")
         figure.supylabel("learning rate")
+    right = {}
     for axes, (label, schedule) in zip(panels, schedules.items(), strict=True):
         # Not schedule(steps): a Keras schedule with a warmup takes one step at a time.
         rates = ops.convert_to_numpy(ops.vectorized_map(schedule, steps))
         (line,) = axes.plot(steps, rates, drawstyle="steps-post", label=label)
         if isinstance(schedule, OneCycle):
             momentum = ops.convert_to_numpy(schedule.momentum(steps))
-            right = axes.twinx()
-            right.plot(steps, momentum, ":", color=line.get_color())
-            right.set_ylabel("momentum")
+            if axes not in right:
+                right[axes] = axes.twinx()
+                right[axes].set_ylabel("momentum")
+            right[axes].plot(steps, momentum, ":", color=line.get_color())
     for axes in dict.fromkeys(panels):
         rates = np.concatenate([line.get_ydata() for line in axes.lines])
         if rates.min() > 0 and 8 * np.median(rates) < rates.max():
@@ -826,7 +827,7 @@ def plot_schedules(schedules: dict, total_steps: int):
             # Otherwise the last steps of a cosine take up most of the decades.
             axes.set_ylim(bottom=np.quantile(rates, 0.02) / 2)
         else:
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(bottom=min(rates.min(), 0))
         if len(axes.lines) == len(schedules):
             axes.legend()
         else:
@@ -914,7 +915,7 @@ def _rate(schedule, clock):
     if isinstance(schedule, float):
         return ops.full_like(clock.since(0), schedule)
     if type(schedule).__module__ == __name__:
-        return schedule(clock)  # those above read clocks, all others numbers
+        return schedule(clock)  # those of this file read a clock, all others a number
     return ops.cast(schedule(clock.now()), "float32")
 
 

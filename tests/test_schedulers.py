@@ -221,6 +221,17 @@ def test_a_run_stopped_at_any_epoch_has_the_rates_of_one_never_stopped(
     assert resumed.get_state()["epoch"] == 2
 
 
+def test_a_rate_rounded_by_the_optimizer_is_not_taken_for_somebody_elses():
+    keras.config.set_floatx("bfloat16")
+    try:
+        used, _ = drive(EVERY_KIND["power"](), [1.0] * 3)  # a warning is an error
+    finally:
+        keras.config.set_floatx("float32")
+        keras.config.set_dtype_policy("float32")
+    rates = [rate for rate, _ in used]
+    assert rates == pytest.approx(0.1 / (1 + positions(3, "step") / 1.3), rel=2**-8)
+
+
 def test_fit_resumes_as_it_is_driven_here():
     whole = train(linear_cycle(), model=make_model(optimizer=make_optimizer("adam")))
     resumed, model = linear_cycle(), make_model(optimizer=make_optimizer("adam"))
@@ -588,9 +599,17 @@ def test_weights_move_by_the_rates_and_momenta_of_the_cycle(epochs):
     assert all(type(value) is float for value in run.history["momentum"])
 
 
+class AdamOfSomebodyElse(keras.optimizers.Adam):
+    def __init__(self):
+        super().__init__()
+        half = keras.initializers.Constant(0.5)
+        self.beta_1 = self.add_variable((), half, name="beta_1")
+
+
 @pytest.mark.parametrize(
     ("optimizer", "name"),
     [
+        (AdamOfSomebodyElse(), "beta_1"),
         (make_optimizer("nadam"), "beta_1"),
         (make_optimizer("nesterov", clipnorm=1.0), "momentum"),
         (make_optimizer("rmsprop", momentum=0.5), "momentum"),
