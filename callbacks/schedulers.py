@@ -355,7 +355,9 @@ class OneCycleScheduler(_FormulaScheduler):
         hyper-parameters: Part 1", 2018, https://arxiv.org/abs/1803.09820
     """
 
-    def __init__(self, schedule: Callable[[int], float], *, cycle_momentum=True):
+    def __init__(
+        self, schedule: Callable[[int], float], *, cycle_momentum: bool = True
+    ):
         super().__init__("step")
         if not isinstance(cycle_momentum, bool):
             raise ValueError(
