@@ -290,7 +290,7 @@ def test_table_has_a_row_for_each_step():
 
 
 @pytest.mark.parametrize(
-    "losses", [[5, 4, 3, 2, 1, 1, 1, 2, math.nan, 1], [math.nan] * 10, [1] * 10]
+    "losses", [[5, 4, 3, 2, 1, 1, 2, 1e6, math.nan, 1], [math.nan] * 10, [1] * 10]
 )
 def test_plot_marks_each_rate_and_keeps_its_limits_whatever_the_losses(losses):
     finder = read(losses)
