@@ -64,8 +64,8 @@ class InterruptedModel(keras.Sequential):
 
 
 def linear_model(optimizer=None, *, loss="mse", regularizer=None, **compile_options):
-    layer = keras.layers.Dense(1, kernel_regularizer=regularizer)
-    model = keras.Sequential([keras.Input((3,)), layer])
+    options = {"kernel_initializer": "ones", "kernel_regularizer": regularizer}
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, **options)])
     model.compile(optimizer or keras.optimizers.SGD(0.01), loss, **compile_options)
     return model
 
