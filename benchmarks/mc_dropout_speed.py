@@ -257,9 +257,9 @@ MODELS = {
         },
     ),
     "head": Subject(head, 10_000, {BOOK: 2, OURS: SAMPLES}),
-    "blocks": Subject(blocks, 10_000, {BOOK: 2, OURS: 10}),
-    "trunk": Subject(trunk, 10_000, {BOOK: 2, OURS: 10}),
-    "spatial": Subject(spatial, 10_000, {BOOK: 2, OURS: 10}),
+    "blocks": Subject(blocks, 10_000, {BOOK: 2, OURS: 40}),
+    "trunk": Subject(trunk, 10_000, {BOOK: 2, OURS: 40}),
+    "spatial": Subject(spatial, 10_000, {BOOK: 2, OURS: 40}),
 }
 
 

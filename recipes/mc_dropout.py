@@ -24,8 +24,9 @@ print(prediction.to_frame(["cat", "dog", "owl"]))
 
 What precedes the first dropout is computed once for all samples. Dense layers behind it
 are computed only for the units that a sample keeps, which on a CPU takes a tenth of the
-time that a loop of calls takes. Masks are drawn here: the model's seeds stay where they
-are, and the numbers do not depend on the batch size.
+time that a loop of calls takes; other layers are compiled with the masks as arguments.
+Masks are drawn here: the model's seeds stay where they are, and the numbers do not
+depend on the batch size.
 
 This file is longer than most because one file has to hold the predictor for every kind
 of dropout and model, its fast way, the result, and the book's two layers.
@@ -64,6 +65,9 @@ _INPUTS_PER_STREAM = 32
 
 # From so many inputs to a mask it is faster to leave out units than to multiply masks.
 _INPUTS_PER_THINNING = 64
+
+# From so many samples on a forward pass is worth its compilation.
+_SAMPLES_PER_COMPILATION = 20
 
 
 @keras.saving.register_keras_serializable(package="recipes")
@@ -113,12 +117,14 @@ class MCDropoutPredictor:
     by another law: stateful layers, cells and layers that draw for themselves, dropout
     that only `if training:` reaches, and masks of a fixed batch size.
 
-    How it is computed does not change the numbers. Behind the first dropout of a
-    Sequential or Functional model, dense layers, activations and normalizations run in
-    NumPy on all cores, for kept units only; on a CPU, in float32, and if their first
-    sample is the model's own. All other models (convolutions or residual connections
-    after a dropout, subclassed ones, GPUs) run forward passes, one for each sample, and
-    recurrent layers on JAX, which compiles each of them anew, are slow.
+    How it is computed does not change the numbers, but for rounding. Behind the first
+    dropout of a Sequential or Functional model, dense layers, activations and
+    normalizations run in NumPy on all cores, for kept units only; on a CPU, in float32,
+    and if their first sample is the model's own. Elsewhere (convolutions, recurrence,
+    residual connections after a dropout, GPUs) each sample is a forward pass, from 20
+    samples on compiled. The predictor keeps what it has compiled: weights may change
+    between two calls, but after a change of the layers make a new one. Models with
+    layers that are not Keras's own, or with `run_eagerly`, run uncompiled.
 
     Example:
 
@@ -185,7 +191,7 @@ class MCDropoutPredictor:
         if seed is None:
             seed = int(np.random.SeedSequence().generate_state(1)[0])
         self.seed = _integer("seed", seed, minimum=0)
-        self._layers = _dropping_layers(model)
+        self._switched = _SwitchedOn(model, _dropping_layers(model))
 
     def predict(
         self,
@@ -247,9 +253,13 @@ class MCDropoutPredictor:
             total = _num_inputs(x) * self.num_samples
         verbose = 1 if verbose == "auto" else int(verbose)
         progress = _Progress(total, verbose)
-        with _ONE_AT_A_TIME, _SwitchedOn(self.model, self._layers) as switched:
-            batches = _batches(x, batch_size)
-            first = next(batches)
+        with _ONE_AT_A_TIME, self._switched as switched:
+            batches = _runs(_parts(x), lambda row: row - row % batch_size + batch_size)
+            first = next(batches, None)
+            if first is None:
+                raise ValueError(
+                    "`x` must hold at least one input. Received: an empty data set"
+                )
             batches = itertools.chain([first], batches)
             structure = switched.discover(_few(first[1], 2))
             flags = self._from_logits_of(keras.tree.flatten(structure))
@@ -312,16 +322,26 @@ class MCDropoutPredictor:
     def _passes(self, switched, batches):
         for first, x in batches:
             rows = np.arange(first, first + _num_inputs(x))
-            yield _Passes(switched, x, rows, self._noise())
+            is_long = self.num_samples >= _SAMPLES_PER_COMPILATION
+            yield _Passes(switched, x, rows, self._noise(), is_compiled=is_long)
 
     def _chains(self, switched, batches, steps):
         features = (
-            (first, keras.ops.convert_to_numpy(switched.features(x)))
-            for first, x in batches
+            keras.ops.convert_to_numpy(switched.features(x)) for _, x in batches
         )
-        for first, values in _pieces(features, self.inputs_per_mask):
+        for first, values in _runs(features, self._end_of_piece):
             rows = np.arange(first, first + len(values))
             yield _Chain(steps, values, rows, self._noise())
+
+    def _end_of_piece(self, row):
+        """Where the inputs end that one thread computes with this one: at one mask.
+
+        512 are enough for fast products, and leave the values in a core's cache.
+        """
+        if (self.inputs_per_mask or 0) < _INPUTS_PER_THINNING:
+            return row - row % 512 + 512
+        place = row % self.inputs_per_mask
+        return row - place + min(self.inputs_per_mask, place - place % 512 + 512)
 
     def _chain_steps(self, switched, x):
         """The steps of the model behind its first dropout, where they are proven right.
@@ -329,7 +349,9 @@ class MCDropoutPredictor:
         That is on a CPU, which NumPy computes on, and where they give the model's own
         outputs for some first inputs.
         """
-        steps = None if switched.left_off else _chain_steps(switched.plan, self._layers)
+        steps = None
+        if not switched.left_off:
+            steps = _chain_steps(switched.plan, switched.layers)
         if steps is None:
             return None
         x = _few(x, 8)
@@ -481,26 +503,45 @@ def _integer(name, value, minimum):
 # --- the inputs
 
 
-def _batches(x, batch_size):
-    """Yield (number of its first input, batch), `batch_size` inputs at most."""
+def _parts(x):
+    """Yield the inputs of a data source in the parts it gives, as NumPy arrays."""
     if isinstance(x, keras.utils.PyDataset):
         parts = (_inputs_of(x[index]) for index in range(len(x)))
     elif _is_array_like(x):
         parts = [x]
     else:
         parts = map(_inputs_of, x)
-    first = 0
     for part in parts:
-        part = keras.tree.map_structure(_to_numpy, part)
-        num_inputs = _num_inputs(part)
-        for start in range(0, num_inputs, batch_size):
-            rows = slice(start, start + batch_size)
-            yield first + start, keras.tree.map_structure(lambda a, r=rows: a[r], part)
-        first += num_inputs
-    if first == 0:
-        raise ValueError(
-            "`x` must hold at least one input. Received: an empty data set"
+        yield keras.tree.map_structure(_to_numpy, part)
+
+
+def _runs(parts, end_of):
+    """Join and cut parts anew: yield (number of the first input, inputs).
+
+    `end_of` gives the number of the input at which the run of another ends. Inputs of
+    different shapes, as sequences of different lengths, are never joined.
+    """
+
+    def pieces():
+        first = 0
+        for part in parts:
+            done, num_inputs = 0, _num_inputs(part)
+            while done < num_inputs:
+                rows = slice(done, min(num_inputs, done + end_of(first) - first))
+                yield first, keras.tree.map_structure(lambda a, r=rows: a[r], part)
+                first += rows.stop - done
+                done = rows.stop
+
+    def run(piece):
+        first, inputs = piece
+        return end_of(first), [a.shape[1:] for a in keras.tree.flatten(inputs)]
+
+    for _, group in itertools.groupby(pieces(), run):
+        firsts, inputs = zip(*group, strict=True)
+        joined = keras.tree.map_structure(
+            lambda *arrays: np.concatenate(arrays), *inputs
         )
+        yield firsts[0], joined
 
 
 def _is_array_like(x):
@@ -742,18 +783,27 @@ class _SwitchedOn:
     def __init__(self, model, layers):
         self.model = model
         self.layers = layers
-        self.x = None
-        self.only_fixed = False
-        self.training = [[] for _ in layers]
-        self.graph = _graph(model)
-        self.plan = self.graph and _Plan(
-            self.graph, (), {id(layer) for layer in layers}
+        graph = _graph(model)
+        self.plan = graph and _Plan(graph, (), {id(layer) for layer in layers})
+        self.plans = self.plan.all() if self.plan else []
+        self.compiled = None
+        # Code that is not Keras's own may hold functions compiled by its user, which
+        # would not meet the masks. What cannot be traced has `run_eagerly`.
+        if not model.run_eagerly and all(map(self._is_keras, model._flatten_layers())):
+            self.compiled = _compile(self._pass_with)
+
+    def _is_keras(self, layer):
+        return layer in self.layers or (
+            type(layer).__module__.startswith("keras.")
+            and not isinstance(layer, keras.layers.Lambda)
         )
-        self.next_plan = None
 
     def __enter__(self):
+        self.x = self.noise = self.given = self.next_plan = None
+        self.only_fixed = False
+        self.training = [[] for _ in self.layers]
         with contextlib.ExitStack() as stack:
-            if keras.backend.backend() == "tensorflow":
+            if keras.backend.backend() == "tensorflow" and not self.compiled:
                 stack.enter_context(_eager_tensorflow_functions())
             for number, layer in enumerate(self.layers):
                 if _is_dropout(layer):
@@ -763,7 +813,7 @@ class _SwitchedOn:
                 else:
                     call = self._recurrent_call(number, layer)
                 stack.enter_context(_attribute(layer, "call", call))
-            for graph in self.plan.graphs() if self.plan else ():
+            for graph in {plan.graph for plan in self.plans}:
                 run = self._graph_run(graph)
                 stack.enter_context(_attribute(graph, "_run_through_graph", run))
             self.stack = stack.pop_all()
@@ -771,6 +821,7 @@ class _SwitchedOn:
 
     def __exit__(self, *exception):
         self.stack.close()
+        self._begin(None, None, None)
 
     def discover(self, x):
         """Learn which dropout the model's own code switches off; return its outputs.
@@ -812,17 +863,45 @@ class _SwitchedOn:
                 )
         return output
 
-    def forward(self, x, rows, noise):
+    def forward(self, x, rows, noise, is_compiled=False):
         """The outputs with the dropout that `noise` draws, or None for no dropout.
 
-        `rows` are the numbers of the inputs in the whole data set.
+        `rows` are the numbers of the inputs in the whole data set. The first pass for
+        them is not compiled: from it are known the values that no dropout precedes,
+        and which random numbers are asked for.
         """
-        self.noise = noise
-        if self.plan and x is not self.x:
-            self.plan.forget()
-        self.x = x
-        self.rows = rows
-        return self._pass(x, training=False)
+        is_first = x is not self.x or noise is not self.noise
+        if is_first:
+            self._begin(x, rows, noise)
+        if is_first or not (is_compiled and self.compiled):
+            self.draws = []
+            return self._pass(x, training=False)
+        return self.compiled(
+            [variable.value for variable in self.model.variables],
+            [plan.values for plan in self.plans],
+            [draw() for draw in self.draws],
+            keras.tree.map_structure(keras.ops.convert_to_tensor, x),
+        )
+
+    def _begin(self, x, rows, noise):
+        self.x, self.rows, self.noise = x, rows, noise
+        self.draws = []
+        for plan in self.plans:
+            plan.values = None
+
+    def _pass_with(self, variables, values, draws, x):
+        """A pass as a function of everything that changes from one to the next."""
+        kept = [plan.values for plan in self.plans]
+        for plan, of_plan in zip(self.plans, values, strict=True):
+            plan.values = of_plan
+        self.given = iter(draws)
+        try:
+            variables = zip(self.model.variables, variables, strict=True)
+            return self._pass(x, training=False, variables=variables)
+        finally:
+            self.given = None
+            for plan, of_plan in zip(self.plans, kept, strict=True):
+                plan.values = of_plan
 
     def features(self, x):
         """What the first node behind which the plan is a chain is given."""
@@ -831,10 +910,10 @@ class _SwitchedOn:
         self.only_fixed = False
         return features
 
-    def _pass(self, x, training):
+    def _pass(self, x, training, variables=()):
         self.num_calls = [0] * len(self.layers)
         self.next_plan = None if training else self.plan
-        with keras.StatelessScope():
+        with keras.StatelessScope(state_mapping=variables):
             return self.model(x, training=training)
 
     def _visit(self, number, training, inputs):
@@ -844,7 +923,8 @@ class _SwitchedOn:
         if self.discovering:
             self.training[number].append(bool(training))
             return None
-        _refuse_tracing(inputs, self.layers[number])
+        if self.given is None:
+            _refuse_tracing(inputs, self.layers[number])
         flags = self.training[number] or [True]
         if self.noise is None or not flags[min(call, len(flags) - 1)]:
             return None
@@ -861,32 +941,48 @@ class _SwitchedOn:
         return pieces, tuple(shape[1:])
 
     def _factor_and_offset(self, layer, key, tensor):
-        pieces, shape = self._per_input(layer, tensor.shape)
-        noise = [
-            self.noise.of(layer, (*key, i), shape, self.rows) for i in range(pieces)
-        ]
-        return [
-            None if parts[0] is None else self._as_tensor(parts, tensor.dtype)
-            for parts in zip(*noise, strict=True)
-        ]
+        def draw(key, shape):
+            return self.noise.of(layer, key, shape, self.rows)
+
+        return self._drawn(layer, key, tensor, draw)
 
     def _kept(self, layer, key, tensor, rate):
         """Keras's own way to drop, as a factor: 0, or 1 / (1 - rate)."""
-        pieces, shape = self._per_input(layer, tensor.shape)
-        kept = [
-            self.noise.kept((*key, i), shape, self.rows, rate) * _keep_scale(rate)
-            for i in range(pieces)
-        ]
-        return self._as_tensor(kept, tensor.dtype)
 
-    def _as_tensor(self, parts, dtype):
-        """Masks `(1, rows or 1, ...)` of an input's pieces as one tensor."""
+        def draw(key, shape):
+            return [self.noise.kept(key, shape, self.rows, rate) * _keep_scale(rate)]
+
+        return self._drawn(layer, key, tensor, draw)[0]
+
+    def _drawn(self, layer, key, tensor, draw):
+        """What `draw` gives for every piece of an input, as tensors.
+
+        In a compiled pass they are its arguments, drawn in the order of the first.
+        """
+        pieces, shape = self._per_input(layer, tensor.shape)
+
+        def masks():
+            drawn = [draw((*key, piece), shape) for piece in range(pieces)]
+            return [
+                None if parts[0] is None else self._of_all_pieces(parts)
+                for parts in zip(*drawn, strict=True)
+            ]
+
+        if self.given is None:
+            self.draws.append(masks)
+            arrays = masks()
+        else:
+            arrays = next(self.given)
+        return [a if a is None else keras.ops.cast(a, tensor.dtype) for a in arrays]
+
+    def _of_all_pieces(self, parts):
+        """Masks `(1, rows or 1, ...)` of an input's pieces as those of all rows."""
         mask = parts[0][0]
         if len(parts) > 1:
             shape = (len(self.rows), *mask.shape[1:])
             parts = [np.broadcast_to(part[0], shape) for part in parts]
             mask = np.stack(parts, axis=1).reshape(-1, *mask.shape[1:])
-        return keras.ops.cast(mask, dtype)
+        return mask
 
     def _dropout_call(self, number, layer):
         def call(inputs, *_, training=True, **__):
@@ -989,6 +1085,19 @@ def _refuse_tracing(inputs, layer):
         )
 
 
+def _compile(function):
+    """The function compiled by the backend, or None where Keras does not do so."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(function, autograph=False)
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.jit(function)
+    return None
+
+
 @contextlib.contextmanager
 def _eager_tensorflow_functions():
     """Run a `tf.function` in the user's model eagerly, so that it meets the masks."""
@@ -1046,11 +1155,11 @@ class _Plan:
                     self.inner[node] = _Plan(inner, known, dropping)
         read = [tensor for node in self.random for tensor in node.input_tensors]
         self.kept = {id(t) for t in (*read, *graph.outputs)} - random
-        self.forget()
+        self.values = None  # of the tensors kept, for the inputs at hand
 
-    def graphs(self):
-        """Every graph that has a plan."""
-        return {self.graph}.union(*(plan.graphs() for plan in self.inner.values()))
+    def all(self):
+        """This plan and those of the models in the model."""
+        return [self, *(one for plan in self.inner.values() for one in plan.all())]
 
     def chain(self):
         """The random nodes in order, if each reads the one before it alone, or None.
@@ -1069,12 +1178,6 @@ class _Plan:
                 return None
             chain += nodes
         return chain if len(self.graph.outputs) == 1 else None
-
-    def forget(self):
-        """The inputs are others now."""
-        self.values = None
-        for plan in self.inner.values():
-            plan.forget()
 
     def run(self, inputs, operation_fn, owner):
         """As Keras runs the graph, but the fixed nodes only once for these inputs."""
@@ -1447,46 +1550,24 @@ class _Passes:
 
     most = 1
 
-    def __init__(self, switched, x, rows, noise):
+    def __init__(self, switched, x, rows, noise, is_compiled=False):
         self.switched = switched
         self.x = x
         self.rows = rows
         self.noise = noise
+        self.is_compiled = is_compiled
 
     def narrow(self, active):
         """Go on with these of the inputs alone."""
         self.x = keras.tree.map_structure(lambda array: array[active], self.x)
         self.rows = self.rows[active]
+        self.is_compiled = False  # each number of inputs would be compiled anew
 
     def samples(self, count):
         """The next sample of every output, each `(1, inputs, ...)`."""
-        outputs = self.switched.forward(self.x, self.rows, self.noise)
+        outputs = self.switched.forward(self.x, self.rows, self.noise, self.is_compiled)
         outputs = keras.tree.flatten(outputs)
         return [keras.ops.convert_to_numpy(o)[np.newaxis] for o in outputs]
-
-
-def _pieces(parts, inputs_per_mask):
-    """Join and cut (first row, values) anew: one piece for one thread, and one mask.
-
-    512 inputs are enough for fast products, and leave the values in a core's cache.
-    """
-    held = []
-    for first, values in parts:
-        while len(values):
-            room = 512 - first % 512
-            if inputs_per_mask is not None and inputs_per_mask >= _INPUTS_PER_THINNING:
-                place = first % inputs_per_mask
-                room = min(inputs_per_mask - place, 512 - place % 512)
-            held.append(values[:room])
-            values = values[room:]
-            first += len(held[-1])
-            if len(held[-1]) == room:
-                joined = np.concatenate(held)
-                yield first - len(joined), joined
-                held = []
-    if held:
-        joined = np.concatenate(held)
-        yield first - len(joined), joined
 
 
 def _in_threads(function, items):
