@@ -92,7 +92,7 @@ class _Scheduler:
         self._epoch = self._earlier_epochs + epoch
 
     def _set(self, name, variable, value):
-        held = keras.ops.convert_to_numpy(variable)
+        held = float(variable.value)
         own = self._own.get(name)
         if own is not None and held != own and not self._warned:
             warnings.warn(
@@ -103,8 +103,7 @@ class _Scheduler:
             )
             self._warned = True
         variable.assign(value)
-        # Rounded like the variable, so that the two compare equal.
-        self._own[name] = np.asarray(value, held.dtype)
+        self._own[name] = float(variable.value)  # rounded
 
 
 class _FormulaScheduler(_Scheduler, keras.callbacks.Callback):
@@ -343,6 +342,7 @@ class OneCycleScheduler(_FormulaScheduler):
     Args:
         schedule: function from the step to the rate, such as
             `recipes.schedules.OneCycle`, whose method `momentum` gives the momentum.
+            One that takes arrays of steps, too, is called once for each epoch.
         cycle_momentum: whether to set the momentum, too. If not, `schedule` needs no
             such method.
 
@@ -385,6 +385,16 @@ class OneCycleScheduler(_FormulaScheduler):
                 f"Received: optimizer={type(_innermost(self.model.optimizer)).__name__}"
             )
 
+    def on_epoch_begin(self, epoch, logs=None):
+        """Set what the first step needs, and compute what the others of the epoch do."""
+        self._begin_epoch(epoch)
+        self._first = self._epoch * self.params["steps"]
+        steps = self._first + np.arange(self.params["steps"])
+        self._rates = _for_all(self.schedule, steps)
+        if self.cycle_momentum:
+            self._momenta = _for_all(self.schedule.momentum, steps)
+        self._set_before(0)
+
     def on_epoch_end(self, epoch, logs=None):
         """Log the rate and the momentum of the last step."""
         if logs is not None and self.cycle_momentum:
@@ -393,12 +403,12 @@ class OneCycleScheduler(_FormulaScheduler):
         super().on_epoch_end(epoch, logs)
 
     def _set_before(self, batch):
-        step = self._epoch * self.params["steps"] + batch
-        rate = _result(f"schedule({step})", self.schedule(step))
+        step = self._first + batch
+        rate = _result(f"schedule({step})", self._rates(step))
         self._set("learning rate", self.model.optimizer.learning_rate, rate)
         if self.cycle_momentum:
             name = f"schedule.momentum({step})"
-            momentum = _result(name, self.schedule.momentum(step), below=1)
+            momentum = _result(name, self._momenta(step), below=1)
             self._set("momentum", _momentum_of(self.model.optimizer), momentum)
 
 
@@ -676,6 +686,21 @@ def _check_state(state, own):
             f"`state` must come from get_state(), with the keys {', '.join(own)}. "
             f"Received: state={state!r}"
         )
+
+
+def _for_all(function, steps):
+    """Return `function`, with its values at `steps` looked up if it takes an array.
+
+    Called for one step after another, a schedule made of tensor operations costs
+    milliseconds.
+    """
+    try:
+        values = keras.ops.convert_to_numpy(function(steps))
+    except Exception:  # whatever a function of one number says to many
+        return function
+    if values.shape != steps.shape:
+        return function
+    return dict(zip(steps.tolist(), values.tolist(), strict=True)).__getitem__
 
 
 def _result(name, value, below=math.inf):
