@@ -349,9 +349,7 @@ class MCDropoutPredictor:
         That is on a CPU, which NumPy computes on, and where they give the model's own
         outputs for some first inputs.
         """
-        steps = None
-        if not switched.left_off:
-            steps = _chain_steps(switched.plan, switched.layers)
+        steps = _chain_steps(switched.plan, switched.layers)
         if steps is None:
             return None
         x = _few(x, 8)

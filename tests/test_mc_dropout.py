@@ -564,6 +564,17 @@ def test_training_false_in_the_code_is_honoured_and_reported():
     assert set(np.unique(sample(model, x).samples)) == {0.0, 4.0}
 
 
+@pytest.mark.filterwarnings("ignore:The code of.*training=False")
+def test_training_false_is_honoured_where_units_are_left_out(monkeypatch):
+    inputs = keras.Input((6,))
+    hidden = layers.Dense(8)(layers.Dropout(0.3)(inputs))
+    outputs = layers.Dense(2)(layers.Dropout(0.05)(hidden, training=False))
+    model, x = keras.Model(inputs, outputs), data(3, 6)
+    fast = sample(model, x).samples
+    monkeypatch.setattr(mc_dropout, "_chain_steps", lambda plan, layers: None)
+    np.testing.assert_allclose(fast, sample(model, x).samples, atol=1e-5)
+
+
 def test_a_model_that_switches_all_dropout_off_is_refused():
     class Frozen(keras.Model):
         def __init__(self):
