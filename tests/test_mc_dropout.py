@@ -896,6 +896,20 @@ def test_a_second_call_compiles_nothing_and_sees_new_weights(build, monkeypatch)
     assert (before.mean != after.mean).any()
 
 
+@pytest.mark.parametrize("is_eager", [False, True])
+def test_code_that_is_not_keras_runs_for_every_sample(is_eager):
+    def numbered(inputs):
+        numbered.calls += 1
+        return 0 * inputs + numbered.calls
+
+    numbered.calls = 0
+    layer = layers.Activation(numbered) if is_eager else layers.Lambda(numbered)
+    model = sequential(layers.Dropout(0.5), layer, shape=(5, 6))
+    model.compile(run_eagerly=is_eager)
+    samples = sample(model, data(2, 5, 6), 30).samples[:, 0, 0, 0]
+    np.testing.assert_array_equal(np.diff(samples), 1)
+
+
 def test_compiled_functions_are_neither_made_nor_replaced():
     model, x = compiled_with_everything(), data(9, 6)
     model.predict(x, verbose=0)
