@@ -386,7 +386,7 @@ class OneCycleScheduler(_FormulaScheduler):
             )
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Set what the first step needs, and compute what the others of the epoch do."""
+        """Set what the first step needs; compute what the others of the epoch do."""
         self._begin_epoch(epoch)
         self._first = self._epoch * self.params["steps"]
         steps = self._first + np.arange(self.params["steps"])

@@ -254,7 +254,9 @@ class MCDropoutPredictor:
         verbose = 1 if verbose == "auto" else int(verbose)
         progress = _Progress(total, verbose)
         with _ONE_AT_A_TIME, self._switched as switched:
-            batches = _runs(_parts(x), lambda row: row - row % batch_size + batch_size)
+            batches = _runs(
+                _source_parts(x), lambda row: row - row % batch_size + batch_size
+            )
             first = next(batches, None)
             if first is None:
                 raise ValueError(
@@ -501,7 +503,7 @@ def _integer(name, value, minimum):
 # --- the inputs
 
 
-def _parts(x):
+def _source_parts(x):
     """Yield the inputs of a data source in the parts it gives, as NumPy arrays."""
     if isinstance(x, keras.utils.PyDataset):
         parts = (_inputs_of(x[index]) for index in range(len(x)))
