@@ -6,13 +6,14 @@ tune it before you call one of them better. Its momentum can be changed while it
 in Keras 3.15 `optimizer.momentum = 0.5` is ignored once the step is compiled; here it
 holds from the next step on, as with the learning rate.
 
-`ClippedOptimizer` bounds the gradient before any optimizer sees it. Use it against
-exploding gradients: recurrent or very deep networks, large rates, a loss that jumps.
-Keras's own `clipnorm` is enough on one device with dense gradients of moderate size.
-Keras 3.15 clips each replica before their gradients are added, clips the rows of an
-embedding once per repeated id, lets squares overflow near 1e20, and takes a bound of 0
-for "no clipping"; here none of that happens, bounds may be combined, and the norm can
-be read while training. Clipping does not cure vanishing gradients or NaN.
+`ClippedOptimizer` bounds the gradient before any optimizer sees it, and leaves out the
+steps whose gradient is not finite. Use it against exploding gradients: recurrent or
+very deep networks, large rates, a loss that jumps. Keras's own `clipnorm` is enough on
+one device with dense gradients of moderate size. Keras 3.15 clips each replica before
+their gradients are added, clips the rows of an embedding once per repeated id, lets
+squares overflow near 1e20, and takes a bound of 0 for "no clipping"; here none of that
+happens, bounds may be combined, or follow the weights or the recent norms, and the norm
+can be read while training. It cures neither vanishing gradients nor the cause of a NaN.
 
 This file is longer than most because each of Keras's classes with momentum needs one
 here, and a wrapper has to pass on all that Keras's trainer, callbacks and savers ask of
@@ -43,6 +44,7 @@ Revised: 0.2.0
 import difflib
 import inspect
 import numbers
+import re
 
 import keras
 import numpy as np
@@ -74,6 +76,9 @@ def make_optimizer(
     clipvalue=None,
     clipnorm=None,
     global_clipnorm=None,
+    adaptive=None,
+    percentile=None,
+    skip_nonfinite=False,
     **options,
 ):
     """Return a fresh optimizer with the chapter's hyper-parameters, clipped or not.
@@ -102,9 +107,13 @@ def make_optimizer(
             rmsprop, adam, adamax, nadam or adamw.
         learning_rate: Positive number or `LearningRateSchedule`; `None` takes the
             table's.
-        clipvalue: See `ClippedOptimizer`, which is returned when a bound is given.
+        clipvalue: See `ClippedOptimizer`, which is returned when this or one of the
+            next five is given.
         clipnorm: See `ClippedOptimizer`.
         global_clipnorm: See `ClippedOptimizer`.
+        adaptive: See `ClippedOptimizer`.
+        percentile: See `ClippedOptimizer`.
+        skip_nonfinite: See `ClippedOptimizer`.
         **options: Further arguments of the Keras class; they win over the table.
             `momentum`, `beta_1`, `beta_2`, `rho` and `ema_momentum` are at least 0 and
             below 1.
@@ -135,7 +144,7 @@ def make_optimizer(
     if isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule):
         rate = learning_rate
     elif learning_rate is not None:
-        rate = _positive_or_none("learning_rate", learning_rate)
+        rate = _in_range("learning_rate", learning_rate, *_POSITIVE)
     given = {
         key: _checked_option(key, value, known[key].default)
         for key, value in options.items()
@@ -144,14 +153,17 @@ def make_optimizer(
     if "momentum" in arguments or "beta_1" in arguments:
         keras_class = _WITH_MOMENTUM_VARIABLE[keras_class]
     optimizer = keras_class(rate, **arguments)
-    if clipvalue is None and clipnorm is None and global_clipnorm is None:
+    clipping = {
+        "clipvalue": clipvalue,
+        "clipnorm": clipnorm,
+        "global_clipnorm": global_clipnorm,
+        "adaptive": adaptive,
+        "percentile": percentile,
+        "skip_nonfinite": skip_nonfinite,
+    }
+    if all(each is None or each is False for each in clipping.values()):
         return optimizer
-    return ClippedOptimizer(
-        optimizer,
-        clipvalue=clipvalue,
-        clipnorm=clipnorm,
-        global_clipnorm=global_clipnorm,
-    )
+    return ClippedOptimizer(optimizer, **clipping)
 
 
 class _MomentumVariable:
@@ -325,21 +337,37 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
     The bounds are applied in this order, each to what the one before has left:
 
         clipvalue v:        g_i <- min(max(g_i, -v), v)   for each component i
+        adaptive a:         g <- g * c / max(||g||, c)    for each unit's g,
+                            c = a * max(||w||, 0.001),  w the unit's weights
         clipnorm c:         g <- g * c / max(||g||, c)    for each variable's g
         global_clipnorm c:  g <- g * c / max(n, c),  n = sqrt(sum of all ||g||^2)
+        percentile p:       the same, c the p-th percentile of n in the last 100 steps
 
-    The norms keep the direction (of each variable, of the whole); the value does not. A
-    gradient inside the bounds stays as it is to the last bit. What is clipped is the
-    gradient of the whole batch: summed over replicas under `tf.distribute`, and over
-    repeated ids of an embedding, for which the sparse gradient is made dense.
+    The norms keep the direction (of each unit, of each variable, of the whole); the
+    value does not. A gradient inside the bounds stays as it is to the last bit. What is
+    clipped is the gradient of the whole batch: summed over replicas under
+    `tf.distribute`, and over repeated ids of an embedding, for which the sparse
+    gradient is made dense.
+
+    A unit is one column of a Dense kernel, one filter of a convolution, one filter of
+    one channel of a depthwise one, one row of an embedding, a bias as a whole. Its axes
+    are read from the shape and the variable's path ("depthwise", "dwconv", "conv_dw",
+    "transpose", "embeddings", the "query", "key" and "value" of attention);
+    `unit_axes` corrects them where a name of your own does not tell.
+
+    The percentile counts this step's n in; as long as fewer than 20 are known, it does
+    not clip. Steps that are skipped, and an n that is 0 or not finite, are left out.
 
     NaN and infinity go through as in Keras: `clipvalue` turns infinity into the bound
-    and keeps NaN, `clipnorm` spoils that variable, `global_clipnorm` turns every
-    gradient into NaN. Keras's optimizer alone is enough, and the right place for the
-    bound, when it accumulates gradients: there only it sees the accumulated one.
+    and keeps NaN, `adaptive` and `clipnorm` spoil that unit or variable, the last two
+    turn every gradient into NaN. With `skip_nonfinite` such a step, and one whose norm
+    has a square beyond float32 (1.8e19), changes nothing: not the weights, nor the
+    inner optimizer's slots, averages and `iterations`, by which schedules go.
 
-    With `LossScaleOptimizer` or `MultiOptimizer`, put this one inside. Bounds are fixed
-    when training is first traced; changing the attribute later has no effect.
+    Keras's optimizer alone is the right place for the bound when it accumulates
+    gradients: there only it sees the accumulated one. With `LossScaleOptimizer` or
+    `MultiOptimizer`, put this one inside. Bounds are fixed when training is first
+    traced; changing the attribute later has no effect.
 
     Example:
 
@@ -361,36 +389,77 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
         clipvalue: Bound on the size of each component; positive.
         clipnorm: Bound on the Euclidean norm of each variable's gradient; positive.
         global_clipnorm: Bound on the norm over all gradients together; positive.
+        adaptive: Bound on the norm of each unit's gradient in units of the norm of its
+            weights; positive. The paper took 0.01 to 0.16, the smaller the larger the
+            batch.
+        percentile: Above 0 and below 100. 90 cuts the rare large steps; AutoClip's
+            paper took 10, which makes most steps about equally long.
+        skip_nonfinite: Whether to leave out a step whose gradient is not finite. It
+            costs a copy of the weights and slots in each step.
+        unit_axes: For `adaptive`, {part of a variable's path: the axes of the kernel
+            that number the units, or `None` to leave that variable alone}, such as
+            {"my_depthwise/kernel": (-2, -1), "logits": None}: the paper does not clip
+            the last layer. The first part that is found counts.
 
     Raises:
-        ValueError: No bound, a bound that is no positive finite number, or an `inner`
-            that clips, wraps or accumulates by itself.
+        ValueError: Neither bound nor `skip_nonfinite`, a bound out of its range, or an
+            `inner` that clips, wraps or accumulates by itself. When the variables are
+            known: a part of `unit_axes` that is in no path, or an axis that is not
+            there.
 
     Reference: Pascanu, Mikolov, Bengio, 2013, https://arxiv.org/abs/1211.5063
+    Reference: Brock, De, Smith, Simonyan, "High-Performance Large-Scale Image
+        Recognition Without Normalization", 2021, https://arxiv.org/abs/2102.06171
+    Reference: Seetharaman, Wichern, Pardo, Le Roux, "AutoClip: Adaptive Gradient
+        Clipping for Source Separation Networks", 2020,
+        https://arxiv.org/abs/2007.14469
     """
 
-    def __init__(self, inner, *, clipvalue=None, clipnorm=None, global_clipnorm=None):
+    def __init__(
+        self,
+        inner,
+        *,
+        clipvalue=None,
+        clipnorm=None,
+        global_clipnorm=None,
+        adaptive=None,
+        percentile=None,
+        skip_nonfinite=False,
+        unit_axes=None,
+    ):
         _check_inner(inner)
         # A placeholder: the rate that counts is the inner one's.
         super().__init__(learning_rate=0.0)
-        self.clipvalue = _positive_or_none("clipvalue", clipvalue)
-        self.clipnorm = _positive_or_none("clipnorm", clipnorm)
-        self.global_clipnorm = _positive_or_none("global_clipnorm", global_clipnorm)
-        if not (self.clipvalue or self.clipnorm or self.global_clipnorm):
+        self.clipvalue = _bound("clipvalue", clipvalue)
+        self.clipnorm = _bound("clipnorm", clipnorm)
+        self.global_clipnorm = _bound("global_clipnorm", global_clipnorm)
+        self.adaptive = _bound("adaptive", adaptive)
+        self.percentile = _bound("percentile", percentile, _PERCENTAGE)
+        self.skip_nonfinite = _checked_option("skip_nonfinite", skip_nonfinite, False)
+        if not (any(self._bounds().values()) or self.skip_nonfinite):
+            nothing = [f"{name}=None" for name in self._bounds()]
             raise ValueError(
-                "At least one of `clipvalue`, `clipnorm` and `global_clipnorm` must be "
-                "given. Received: clipvalue=None, clipnorm=None, global_clipnorm=None"
+                f"At least one of {', '.join(self._bounds())} and skip_nonfinite must "
+                f"be given. Received: {', '.join(nothing)}, skip_nonfinite=False"
             )
+        self.unit_axes = _checked_unit_axes(unit_axes, self.adaptive)
         # Unscaling has to come before clipping, so it moves from there to here.
         self.loss_scale_factor = inner.loss_scale_factor
         inner.loss_scale_factor = None
         self.inner_optimizer = inner  # the name Keras's callbacks look for
-        self._gradient_norm = self.add_variable(
-            (), aggregation="only_first_replica", name="gradient_norm"
-        )
-        self._clipped_steps = self.add_variable(
-            (), dtype="int", aggregation="only_first_replica", name="clipped_steps"
-        )
+
+        def add(name, shape=(), dtype=None):
+            return self.add_variable(
+                shape, dtype=dtype, aggregation="only_first_replica", name=name
+            )
+
+        self._gradient_norm = add("gradient_norm", dtype="float32")
+        self._updates = add("updates", dtype="int")
+        self._clipped_updates = add("clipped_updates", dtype="int")
+        self._skipped_steps = add("skipped_steps", dtype="int")
+        if self.percentile is not None:
+            self._recent_norms = add("recent_norms", (_WINDOW,), "float32")
+            self._num_norms = add("num_norms", dtype="int")
 
     @property
     def last_gradient_norm(self):
@@ -399,8 +468,21 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
 
     @property
     def clipped_fraction(self):
-        """Share, 0 to 1, of all steps so far on which clipping changed something."""
-        return _scalar(self._clipped_steps) / max(_scalar(self._iterations), 1.0)
+        """Share, 0 to 1, of the updates on which clipping changed something.
+
+        Of all so far, or of those since `reset_clipped_fraction` was last called.
+        """
+        return _scalar(self._clipped_updates) / max(_scalar(self._updates), 1.0)
+
+    @property
+    def skipped_steps(self):
+        """Number of steps so far that `skip_nonfinite` has left out."""
+        return int(_scalar(self._skipped_steps))
+
+    def reset_clipped_fraction(self):
+        """Let `clipped_fraction` count from here on."""
+        self._updates.assign(0)
+        self._clipped_updates.assign(0)
 
     @property
     def variables(self):
@@ -468,6 +550,7 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
         """Create the inner optimizer's variables."""
         if self.built:
             return
+        _check_unit_axes_fit(self.unit_axes, variables)
         self.inner_optimizer.build(variables)
         super().build(variables)
 
@@ -484,39 +567,115 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
             for i, (g, v) in enumerate(zip(grads, variables, strict=False))
             if g is not None and not getattr(v, "overwrite_with_gradient", False)
         ]
+        usable = None
         if kept:
-            clipped = self._clip([grads[i] for i in kept], [variables[i] for i in kept])
+            clipped, usable = self._clip(
+                [grads[i] for i in kept], [variables[i] for i in kept]
+            )
             for i, gradient in zip(kept, clipped, strict=True):
                 grads[i] = gradient
-        self.inner_optimizer.apply(grads, trainable_variables)
+        if self.skip_nonfinite and usable is not None:
+            state = [*variables, *self.inner_optimizer.variables]
+            before = [keras.ops.copy(variable) for variable in state]
+            self.inner_optimizer.apply(grads, trainable_variables)
+            # A selection, because under `tf.distribute` no branch may hold an update.
+            _take_back_unless(usable, state, before)
+        else:
+            self.inner_optimizer.apply(grads, trainable_variables)
 
     def _clip(self, gradients, variables):
+        """Return the clipped gradients, and whether a step may be taken with them."""
         gradients, num_replicas = _whole_gradients(gradients, variables)
         if self.loss_scale_factor is not None:
             gradients = [g / self.loss_scale_factor for g in gradients]
-        clipped = gradients
+        norms, norm = _norms(gradients)
+        self._gradient_norm.assign(norm)
+        usable = True
+        if self.skip_nonfinite:
+            usable = keras.ops.isfinite(keras.ops.square(norm))
+            skipped = keras.ops.logical_not(usable)
+            self._skipped_steps.assign_add(keras.ops.cast(skipped, "int32"))
+
+        exceeded = []  # one truth value for each thing that was compared with a bound
         if self.clipvalue is not None:
-            clipped = [
-                keras.ops.clip(g, -self.clipvalue, self.clipvalue) for g in clipped
-            ]
+            bound = self.clipvalue
+            exceeded += [keras.ops.any(keras.ops.abs(g) > bound) for g in gradients]
+            gradients = [keras.ops.clip(g, -bound, bound) for g in gradients]
+        if self.adaptive is not None:
+            for i, variable in enumerate(variables):
+                axes = _axes_of_a_unit(variable, self.unit_axes)
+                if axes is not None:
+                    weights = keras.ops.convert_to_tensor(variable)
+                    size = keras.ops.sqrt(_squares(weights, axes))
+                    bound = self.adaptive * keras.ops.maximum(size, 1e-3)
+                    unit_norms = _norm(gradients[i], axes)
+                    is_long = keras.ops.greater(unit_norms, bound)
+                    exceeded += [keras.ops.any(is_long)]
+                    gradients[i] = _scale(gradients[i], _factor(unit_norms, bound))
+        if self.clipvalue is not None or self.adaptive is not None:
+            norms, norm = _norms(gradients)
+
+        # From here on every variable has one factor: all of them in one product.
+        factors = []
         if self.clipnorm is not None:
-            clipped = [_shrink(g, _norm(g), self.clipnorm) for g in clipped]
-        if self.global_clipnorm is not None:
-            norm = _global_norm(clipped)
+            exceeded += [keras.ops.any(norms > self.clipnorm)]
+            factors += [_factor(norms, self.clipnorm)]
+            norms = norms * factors[0]
+            norm = _norm(norms)
+        if self.global_clipnorm is not None or self.percentile is not None:
             # As in Keras, infinity must not turn into a step of zeros elsewhere.
             norm = keras.ops.where(keras.ops.isfinite(norm), norm, float("nan"))
-            clipped = [_shrink(g, norm, self.global_clipnorm) for g in clipped]
+        if self.global_clipnorm is not None:
+            exceeded += [norm > self.global_clipnorm]
+            factors += [_factor(norm, self.global_clipnorm)]
+            norm = norm * factors[-1]
+        if self.percentile is not None:
+            bound = self._recent_percentile(norm, usable)
+            exceeded += [keras.ops.greater(norm, bound)]
+            factors += [_factor(norm, bound)]
+        if factors:
+            factor = keras.ops.ones_like(norms)
+            for each in factors:
+                factor = keras.ops.multiply(factor, each)
+            gradients = [_scale(g, factor[i]) for i, g in enumerate(gradients)]
 
-        changed = [
-            keras.ops.any(keras.ops.not_equal(before, after))
-            for before, after in zip(gradients, clipped, strict=True)
-        ]
-        self._gradient_norm.assign(_global_norm(gradients))
-        any_changed = keras.ops.any(keras.ops.stack(changed))
-        self._clipped_steps.assign_add(keras.ops.cast(any_changed, "int32"))
+        if exceeded:
+            clipped = keras.ops.any(keras.ops.stack(exceeded))
+            clipped = keras.ops.logical_and(clipped, usable)
+            self._clipped_updates.assign_add(keras.ops.cast(clipped, "int32"))
+        self._updates.assign_add(keras.ops.cast(usable, "int32"))
         self._iterations.assign_add(1)
-        # Keras adds up what the replicas hand in: 1/n of the same from each.
-        return [keras.ops.divide(g, num_replicas) for g in clipped]
+        if num_replicas > 1:
+            # Keras adds up what the replicas hand in: 1/n of the same from each.
+            gradients = [keras.ops.divide(g, num_replicas) for g in gradients]
+        return gradients, usable
+
+    def _recent_percentile(self, norm, usable):
+        """Take the norm into the window; return the bound."""
+        norm = keras.ops.cast(norm, "float32")
+        enters = keras.ops.logical_and(norm > 0, keras.ops.isfinite(norm))
+        enters = keras.ops.logical_and(enters, usable)
+        place = keras.ops.equal(keras.ops.arange(_WINDOW), self._num_norms % _WINDOW)
+        place = keras.ops.logical_and(place, enters)
+        window = keras.ops.where(place, norm, self._recent_norms + 0)
+        self._recent_norms.assign(window)
+        self._num_norms.assign_add(keras.ops.cast(enters, "int32"))
+
+        num_known = keras.ops.minimum(self._num_norms + 0, _WINDOW)
+        is_known = keras.ops.less(keras.ops.arange(_WINDOW), num_known)
+        ordered = keras.ops.sort(keras.ops.where(is_known, window, _HUGE))
+        # As in numpy: linear between the two nearest.
+        last = keras.ops.cast(keras.ops.maximum(num_known - 1, 0), "float32")
+        position = self.percentile / 100 * last
+        below, above = keras.ops.floor(position), keras.ops.ceil(position)
+        low = keras.ops.take(ordered, keras.ops.cast(below, "int32"))
+        high = keras.ops.take(ordered, keras.ops.cast(above, "int32"))
+        bound = low + (position - below) * (high - low)
+        return keras.ops.where(num_known < _WARMUP, _HUGE, bound)
+
+    def _bounds(self):
+        names = ("clipvalue", "clipnorm", "global_clipnorm", "adaptive", "percentile")
+        return {name: getattr(self, name) for name in names}
 
     def get_config(self):
         """Return the constructor's arguments."""
@@ -524,9 +683,9 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
         inner["config"]["loss_scale_factor"] = self.loss_scale_factor
         return {
             "inner": inner,
-            "clipvalue": self.clipvalue,
-            "clipnorm": self.clipnorm,
-            "global_clipnorm": self.global_clipnorm,
+            **self._bounds(),
+            "skip_nonfinite": self.skip_nonfinite,
+            "unit_axes": {part: axes and list(axes) for part, axes in self.unit_axes},
         }
 
     @classmethod
@@ -558,26 +717,102 @@ def _whole_gradients(gradients, variables):
     return [keras.ops.convert_to_tensor(g) for g in gradients], num_replicas
 
 
+# Of the percentile: the norms that are kept, and those it waits for.
+_WINDOW = 100
+_WARMUP = 20
+
+# Where in a variable's path: the axes that number its units, if it has 3 or more.
+_AXES_OF_UNITS = {
+    "depthwise|dwconv|conv_dw": (-2, -1),  # (height, width, channels, multiplier)
+    "transpose": (-2,),  # (height, width, filters, channels)
+    "(^|/)(query|key|value)/kernel$": (-2, -1),  # (features, heads, size)
+}
+
 # The smallest float32 whose reciprocal is one, too: 2 ** -126.
 _TINY = float(np.finfo(np.float32).tiny)
+_HUGE = float(np.finfo(np.float32).max)
 
 
-def _norm(x):
+def _axes_of_a_unit(variable, unit_axes):
+    """The axes that the norm of one unit sums over; None: leave the variable alone."""
+    path = getattr(variable, "path", variable.name)
+    rank = len(variable.shape)
+    found = [axes for part, axes in unit_axes if part in path]
+    if found:
+        numbering = found[0]
+    elif rank < 2 or path.endswith("bias"):
+        numbering = ()
+    elif path.endswith("embeddings"):
+        numbering = (0,)
+    else:
+        kinds = _AXES_OF_UNITS.items() if rank > 2 else ()
+        found = [axes for pattern, axes in kinds if re.search(pattern, path)]
+        numbering = found[0] if found else (-1,)
+    if numbering is None:
+        return None
+    numbering = [axis % rank for axis in numbering]
+    return tuple(axis for axis in range(rank) if axis not in numbering)
+
+
+def _squares(x, axes=None):
+    x = keras.ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
+    return keras.ops.sum(keras.ops.square(x), axis=axes, keepdims=axes is not None)
+
+
+def _norm(x, axes=None):
     # In units of the largest entry: the square of 1e20 is infinite in float32.
     x = keras.ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
-    unit = keras.ops.max(keras.ops.abs(x), initial=0.0)
+    unit = keras.ops.max(
+        keras.ops.abs(x), axis=axes, initial=0.0, keepdims=axes is not None
+    )
     unit = keras.ops.clip(unit, _TINY, 1.0 / _TINY)
-    return unit * keras.ops.sqrt(keras.ops.sum(keras.ops.square(x / unit)))
+    return unit * keras.ops.sqrt(_squares(x / unit, axes))
 
 
-def _global_norm(gradients):
-    return _norm(keras.ops.stack([_norm(g) for g in gradients]))
+def _norms(gradients):
+    """The norm of each gradient, in one tensor, and the norm of all."""
+    squares = keras.ops.stack([_squares(g) for g in gradients])
+    total = keras.ops.sum(squares)
+
+    def scaled():
+        norms = keras.ops.stack([_norm(g) for g in gradients])
+        return norms, _norm(norms)
+
+    # Scaling costs two more passes, and only very large or small ones need it.
+    return keras.ops.cond(
+        keras.ops.logical_and(total > 1e-30, keras.ops.isfinite(total)),
+        lambda: (keras.ops.sqrt(squares), keras.ops.sqrt(total)),
+        scaled,
+    )
 
 
-def _shrink(gradient, norm, bound):
-    # The factor is exactly 1 when the norm is within the bound.
-    factor = bound / keras.ops.maximum(norm, bound)
+def _factor(norm, bound):
+    # Exactly 1 when the norm is within the bound.
+    return keras.ops.divide(bound, keras.ops.maximum(norm, bound))
+
+
+def _scale(gradient, factor):
     return keras.ops.cast(keras.ops.multiply(gradient, factor), gradient.dtype)
+
+
+def _take_back_unless(usable, variables, before):
+    """Give the variables the values they had before, unless `usable`."""
+    for variable, old in zip(variables, before, strict=True):
+        new = keras.ops.convert_to_tensor(variable)
+        _part_of_this_replica(variable).assign(keras.ops.where(usable, new, old))
+
+
+def _part_of_this_replica(variable):
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        # Each replica assigns its own part, as none may assign the whole of a slot.
+        replica = tf.distribute.get_replica_context()
+        if replica is not None and replica.num_replicas_in_sync > 1:
+            parts = replica.strategy.experimental_local_results(variable.value)
+            if len(parts) > 1:
+                return parts[tf.get_static_value(replica.replica_id_in_sync_group)]
+    return variable
 
 
 def _set_variable(optimizer, name, value):
@@ -596,6 +831,9 @@ def _scalar(variable):
 
 # (what it must be, least, most); beyond these limits a float32 is 0, 1 or infinite.
 _POSITIVE = ("a positive finite number", _TINY, 1.0 / _TINY)
+# Squares of norms below 1e-18 are 0.
+_BOUND = ("a positive finite number, at least 1e-15", 1e-15, 1.0 / _TINY)
+_PERCENTAGE = ("a number, above 0 and below 100", 1e-6, 100.0 * (1 - 2.0**-24))
 _NOT_NEGATIVE = ("a finite number, 0 or more", 0.0, 1.0 / _TINY)
 _FRACTION = ("a number, at least 0 and below 1", 0.0, 1.0 - 2.0**-24)
 
@@ -623,8 +861,40 @@ def _in_range(name, value, kind, least, most):
     return type(least)(value)
 
 
-def _positive_or_none(name, value):
-    return None if value is None else _in_range(name, value, *_POSITIVE)
+def _bound(name, value, limits=_BOUND):
+    return None if value is None else _in_range(name, value, *limits)
+
+
+def _checked_unit_axes(unit_axes, adaptive):
+    """Return the pairs of `unit_axes` as a tuple."""
+    pairs = unit_axes.items() if isinstance(unit_axes, dict) else ()
+    fine = unit_axes is None or isinstance(unit_axes, dict)
+    fine = fine and not (unit_axes and adaptive is None)
+    for part, axes in pairs:
+        fine = fine and isinstance(part, str) and part != ""
+        fine = fine and (axes is None or isinstance(axes, (tuple, list)))
+        fine = fine and all(isinstance(axis, numbers.Integral) for axis in axes or ())
+    if not fine:
+        raise ValueError(
+            "`unit_axes` must be a dictionary from parts of the variables' paths to "
+            "lists of whole numbers or None, and needs `adaptive`. "
+            f"Received: unit_axes={unit_axes!r}"
+        )
+    return tuple(
+        (part, None if axes is None else tuple(map(int, axes))) for part, axes in pairs
+    )
+
+
+def _check_unit_axes_fit(unit_axes, variables):
+    for part, axes in unit_axes:
+        found = [v for v in variables if part in getattr(v, "path", v.name)]
+        ranks = [len(variable.shape) for variable in found]
+        if not found or any(not -r <= axis < r for r in ranks for axis in axes or ()):
+            raise ValueError(
+                "`unit_axes` must name parts of the variables' paths and axes that "
+                f"they have. Received: unit_axes={dict(unit_axes)!r}, with the paths "
+                f"{', '.join(getattr(v, 'path', v.name) for v in variables)}"
+            )
 
 
 def _checked_option(name, value, default):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from recipes.optimizers import ClippedOptimizer, make_optimizer
 
 ROOT = pathlib.Path(__file__).parent.parent
-BOUNDS = ("clipvalue", "clipnorm", "global_clipnorm")
+BOUNDS = ("clipvalue", "clipnorm", "global_clipnorm")  # that Keras has, too
 EPSILON = 1e-7
 
 
@@ -34,21 +34,38 @@ def values(variables):
     return [np.asarray(variable.value) for variable in variables]
 
 
-def handed_on(gradients, **bounds):
+def handed_on(gradients, weights=None, **bounds):
     """What the inner optimizer receives, and the wrapper that handed it on."""
-    variables = variables_like([np.zeros_like(g) for g in gradients])
-    optimizer = ClippedOptimizer(keras.optimizers.SGD(1.0), **bounds)
+    if weights is None:
+        weights = [np.zeros_like(g) for g in gradients]
+    variables = variables_like(weights)
+    # The momentum after its first step is the gradient to the bit; weights are not.
+    inner = keras.optimizers.SGD(1.0, momentum=0.5)
+    optimizer = ClippedOptimizer(inner, **bounds)
     optimizer.apply(tensors(gradients), variables)
-    return [-value for value in values(variables)], optimizer
+    return [-value for value in values(inner.momentums)], optimizer
 
 
-def clip(gradients, clipvalue=None, clipnorm=None, global_clipnorm=None):
-    """The formulas of the docstring, in float64."""
+def clip(
+    gradients,
+    weights=None,
+    clipvalue=None,
+    adaptive=None,
+    clipnorm=None,
+    global_clipnorm=None,
+):
+    """The formulas of the docstring, in float64; units are columns, or a whole bias."""
     gradients = [np.asarray(g, "float64") for g in gradients]
     if clipvalue:
         gradients = [
             np.minimum(np.maximum(g, -clipvalue), clipvalue) for g in gradients
         ]
+    if adaptive:
+        for i, (g, w) in enumerate(zip(gradients, weights, strict=True)):
+            axis = 0 if g.ndim == 2 else None
+            norm, size = (np.sqrt(np.sum(np.square(x), axis)) for x in (g, w))
+            bound = adaptive * np.maximum(size, 1e-3)
+            gradients[i] = g * bound / np.maximum(norm, bound)
     if clipnorm:
         norms = [np.sqrt(np.sum(g**2)) for g in gradients]
         gradients = [
@@ -402,30 +419,32 @@ def test_the_momentum_is_saved_as_a_readable_number_and_as_a_variable(name):
         max_size=3,
     ),
     st.fixed_dictionaries(
-        {}, optional={name: st.floats(1e-3, 1e3) for name in BOUNDS}
+        {}, optional={name: st.floats(1e-3, 1e3) for name in (*BOUNDS, "adaptive")}
     ).filter(bool),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_clipping_is_the_formula(parts, bounds):
-    gradients = [
-        (10.0**exponent * np.random.default_rng(seed).normal(size=shape)).astype("f4")
-        for shape, exponent, seed in parts
-    ]
-    found, optimizer = handed_on(gradients, **bounds)
-    for one, other in zip(found, clip(gradients, **bounds), strict=True):
+    gradients, weights = [], []
+    for shape, exponent, seed in parts:
+        rng = np.random.default_rng(seed)
+        gradients.append((10.0**exponent * rng.normal(size=shape)).astype("f4"))
+        weights.append(rng.normal(size=shape).astype("f4"))
+    found, optimizer = handed_on(gradients, weights, **bounds)
+    for one, other in zip(found, clip(gradients, weights, **bounds), strict=True):
         np.testing.assert_allclose(one, other, rtol=3e-6, atol=1e-36)
     norm = np.sqrt(sum(np.sum(g.astype("f8") ** 2) for g in gradients))
     assert optimizer.last_gradient_norm == pytest.approx(norm, rel=3e-6)
 
 
-@given(st.integers(0), st.floats(1e-3, 1e3), st.sampled_from(BOUNDS))
-@settings(max_examples=30, deadline=None)
+@given(st.integers(0), st.floats(1e-3, 1e3), st.sampled_from([*BOUNDS, "adaptive"]))
+@settings(max_examples=12, deadline=None)
 def test_a_gradient_inside_its_bound_is_unchanged_to_the_bit(seed, bound, name):
     rng = np.random.default_rng(seed)
     gradients = [rng.normal(size=5), rng.normal(size=(2, 3))]
     norm = np.sqrt(sum(np.sum(g**2) for g in gradients))
     gradients = [(g / norm * bound * 0.999).astype("f4") for g in gradients]
-    found, optimizer = handed_on(gradients, **{name: bound})
+    weights = [np.ones(5), np.ones((2, 3))]  # units of norm 1 and more
+    found, optimizer = handed_on(gradients, weights, **{name: bound})
     for one, other in zip(found, gradients, strict=True):
         np.testing.assert_array_equal(one, other)
     assert optimizer.clipped_fraction == 0.0
@@ -463,7 +482,7 @@ def test_one_device_takes_keras_own_step_also_with_nan_and_infinity(name, strang
     np.testing.assert_allclose(*steps, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", BOUNDS)
+@pytest.mark.parametrize("name", [*BOUNDS, "adaptive"])
 @pytest.mark.parametrize("kind", ["sgd", "adam"])
 def test_an_id_that_occurs_four_times_is_clipped_once(name, kind):
     ids = np.array([[1, 1, 1, 1]])
@@ -477,7 +496,7 @@ def test_an_id_that_occurs_four_times_is_clipped_once(name, kind):
             model = keras.Sequential(
                 [keras.Input((3,)), keras.layers.Dense(1, use_bias=False)]
             )
-        model.set_weights([np.zeros((3, 1))])
+        model.set_weights([np.array([[0.0], [1.0], [0.0]])])
         model.compile(
             make_optimizer(kind, 1.0, **{name: 1.5}),
             loss=lambda y, outputs: keras.ops.sum(outputs),
@@ -487,15 +506,259 @@ def test_an_id_that_occurs_four_times_is_clipped_once(name, kind):
         (weights[repeated],) = values(model.weights)
         assert model.optimizer.last_gradient_norm == pytest.approx(4.0)
     np.testing.assert_allclose(weights[True], weights[False], rtol=1e-6)
-    if kind == "sgd":
-        np.testing.assert_allclose(weights[True], [[0.0], [-3.0], [0.0]])
+    if kind == "sgd" and name != "adaptive":
+        np.testing.assert_allclose(weights[True], [[0.0], [-2.0], [0.0]])
+
+
+# Units: the input shape of a layer, and which axes of its weights number them
+
+UNITS = {
+    "dense": (keras.layers.Dense(3), (4,), {"kernel": "io->o", "bias": "o->"}),
+    "conv": (
+        keras.layers.Conv2D(3, 2),
+        (4, 4, 2),
+        {"kernel": "hwio->o", "bias": "o->"},
+    ),
+    "one filter": (keras.layers.Conv2D(1, 2), (4, 4, 3), {"kernel": "hwio->o"}),
+    "depthwise": (
+        keras.layers.DepthwiseConv2D(2, depth_multiplier=2),
+        (4, 4, 3),
+        {"kernel": "hwcm->cm", "bias": "o->"},
+    ),
+    "depthwise over time": (
+        keras.layers.DepthwiseConv1D(2, name="block_dwconv"),
+        (4, 3),
+        {"kernel": "tcm->cm"},
+    ),
+    "separable": (
+        keras.layers.SeparableConv2D(3, 2),
+        (4, 4, 2),
+        {"depthwise_kernel": "hwcm->cm", "pointwise_kernel": "hwio->o"},
+    ),
+    "transposed": (
+        keras.layers.Conv2DTranspose(3, 2),
+        (4, 4, 2),
+        {"kernel": "hwoi->o"},
+    ),
+    "embedding": (keras.layers.Embedding(5, 3), (4,), {"embeddings": "id->i"}),
+    "normalization": (keras.layers.LayerNormalization(), (4,), {"gamma": "o->"}),
+    "recurrent": (
+        keras.layers.GRU(2),
+        (4, 3),
+        {"kernel": "io->o", "recurrent_kernel": "io->o", "bias": "to->"},
+    ),
+    "attention": (
+        keras.layers.MultiHeadAttention(2, 4),
+        None,
+        {"query/kernel": "ihd->hd", "attention_output/kernel": "hdo->o"},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNITS)
+def test_each_unit_of_a_layer_has_its_own_bound(kind):
+    layer, shape, expected = UNITS[kind]
+    if not layer.built:
+        layer.build(*[(None, *shape)] if shape else [(None, 5, 6)] * 2)
+    rng = np.random.default_rng(0)
+    variables = layer.trainable_variables
+    for variable in variables:
+        variable.assign(rng.normal(size=variable.shape))
+    before = [np.asarray(variable.value, "float64") for variable in variables]
+    # Some units far inside their bound, some far beyond.
+    gradients = [10.0 ** rng.uniform(-4, 1, size=v.shape) for v in variables]
+    make_optimizer("sgd", 1.0, adaptive=0.1).apply(tensors(gradients), variables)
+    for end, sums in expected.items():
+        (i,) = [i for i, v in enumerate(variables) if v.path.endswith("/" + end)]
+        letters, units = sums.split("->")
+        norms, sizes = (
+            np.sqrt(np.einsum(sums, np.square(x))) for x in (gradients[i], before[i])
+        )
+        factors = np.minimum(0.1 * np.maximum(sizes, 1e-3) / norms, 1)
+        scaled = np.einsum(f"{letters},{units}->{letters}", gradients[i], factors)
+        after = np.asarray(variables[i].value)
+        np.testing.assert_allclose(before[i] - after, scaled, rtol=1e-4, atol=1e-6)
+
+
+def test_a_unit_of_weights_near_0_may_move_by_a_thousandth_of_the_bound():
+    (found,), _ = handed_on([[3.0, -4.0]], adaptive=0.1)
+    np.testing.assert_allclose(found, [0.6e-4, -0.8e-4], rtol=1e-6)
+
+
+def test_unit_axes_of_ones_own():
+    dense = keras.layers.Dense(2, use_bias=False, name="mine")
+    last = keras.layers.Dense(2, use_bias=False, name="logits")
+    kernels = [
+        dense.kernel for dense in (dense, last) if dense.build((None, 2)) is None
+    ]
+    for kernel in kernels:
+        kernel.assign([[3.0, 0.0], [4.0, 0.0]])
+    optimizer = ClippedOptimizer(
+        keras.optimizers.SGD(1.0), adaptive=0.1, unit_axes={"mine": [0], "logits": None}
+    )
+    optimizer.apply(tensors([[[30.0, 40.0], [0.0, 40.0]]] * 2), kernels)
+    mine, logits = values(kernels)
+    np.testing.assert_allclose(mine, [[3 - 0.18, -0.24], [4.0, -0.4]], rtol=1e-6)
+    np.testing.assert_array_equal(logits, [[3.0 - 30.0, -40.0], [4.0, -40.0]])
+    again = ClippedOptimizer.from_config(optimizer.get_config())
+    assert again.get_config() == optimizer.get_config()
+
+
+# The percentile
+
+
+def rows_model(optimizer, num_inputs=1, **compile_options):
+    """A model whose gradient is the row, whatever its weights are."""
+    dense = keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")
+    model = keras.Sequential([keras.Input((num_inputs,)), dense])
+    model.compile(
+        optimizer, loss=lambda y, outputs: keras.ops.sum(outputs), **compile_options
+    )
+    return model
+
+
+def fit_rows(model, rows):
+    rows = np.asarray(rows, "float32").reshape(len(rows), -1)
+    model.fit(rows, rows, batch_size=1, shuffle=False, verbose=0)
+
+
+def percentile_steps(norms, percentile, clipnorm=np.inf):
+    """Clipped norms, and how many were shortened, by numpy's own percentile."""
+    window, steps = [], []
+    for norm in norms:
+        if norm < 1e19:  # false for NaN
+            shorter = min(norm, clipnorm)
+            window = [*window, shorter][-100:] if norm else window
+            bound = np.percentile(window, percentile) if len(window) >= 20 else np.inf
+            steps.append(min(shorter, bound))
+    return np.array(steps)
+
+
+@pytest.mark.parametrize(
+    "bounds", [{"percentile": 90.0}, {"percentile": 37, "clipnorm": 1.5}]
+)
+def test_the_percentile_is_that_of_the_last_100_norms(bounds):
+    norms = np.random.default_rng(0).lognormal(size=150)
+    norms[[0, 60, 70]] = np.nan, np.inf, 1e20  # skipped
+    norms[[10, 61]] = 0.0
+    model = rows_model(make_optimizer("sgd", 1.0, skip_nonfinite=True, **bounds))
+    fit_rows(model, norms)
+    steps = percentile_steps(norms, **bounds)
+    np.testing.assert_allclose(values(model.weights)[0], 1 - steps.sum(), rtol=1e-5)
+    shortened = (steps < norms[norms < 1e19]).mean()
+    assert model.optimizer.clipped_fraction == pytest.approx(shortened)
+    assert model.optimizer.skipped_steps == 3
+    # The same step by step, at the end of the window and beyond.
+    before = values(model.weights)[0]
+    fit_rows(model, [50.0])
+    steps = percentile_steps([*norms, 50.0], **bounds)
+    moved = before - values(model.weights)[0]
+    np.testing.assert_allclose(moved, steps[-1], rtol=1e-3)
+
+
+def test_a_norm_that_is_not_finite_stays_out_of_the_window_without_skipping_too():
+    norms = np.random.default_rng(1).lognormal(size=30)
+    model = rows_model(make_optimizer("sgd", 1.0, percentile=50))
+    fit_rows(model, [*norms, np.inf])
+    assert np.isnan(values(model.weights)[0]).all()
+    model.set_weights([np.ones((1, 1))])
+    fit_rows(model, [100.0])
+    expected = np.percentile([*norms, 100.0], 50)
+    np.testing.assert_allclose(1 - values(model.weights)[0], expected, rtol=1e-5)
+
+
+# Skipping
+
+
+@pytest.mark.parametrize("strange", [np.nan, np.inf, -np.inf, 1e20])
+def test_a_skipped_step_changes_nothing_but_is_counted(strange):
+    schedule = keras.optimizers.schedules.InverseTimeDecay(0.5, 1, 1.0)
+    clipping = {"clipvalue": 5.0, "skip_nonfinite": True}
+    model = rows_model(make_optimizer("adam", schedule, **clipping), 2)
+    fit_rows(model, [[1.0, 2.0]])
+    optimizer = model.optimizer
+    state = values(model.weights + optimizer.inner_optimizer.variables)
+    fit_rows(model, [[1.0, strange]] * 3)
+    after = values(model.weights + optimizer.inner_optimizer.variables)
+    for one, other in zip(state, after, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert int(optimizer.iterations) == 1
+    assert optimizer.skipped_steps == 3
+    assert not optimizer.last_gradient_norm < 1e20
+    assert optimizer.clipped_fraction == 0.0
+
+
+SKIPPING = [(rule.__name__, {}) for rule in RULES] + [
+    ("momentum", {"use_ema": True, "ema_overwrite_frequency": 2}),
+    ("adamw", {"weight_decay": 0.1, "clipnorm": 0.5}),
+    ("adam", {"clipvalue": 0.5}),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "how"),
+    [(name, options, {}) for name, options in SKIPPING]
+    + [("nadam", {"clipnorm": 0.5}, {"jit_compile": True})],
+)
+def test_training_goes_on_as_if_skipped_steps_had_not_been(name, options, how):
+    rows = np.random.default_rng(0).normal(size=(6, 3))
+    with_gaps = np.insert(rows, [0, 2, 5], np.inf, axis=0)
+    ends = []
+    for each in (rows, with_gaps):
+        optimizer = make_optimizer(name, 0.1, skip_nonfinite=True, **options)
+        model = rows_model(optimizer, 3, **how)
+        model.layers[0].kernel.constraint = keras.constraints.MaxNorm(1.5)
+        fit_rows(model, each)
+        ends.append(values(model.weights + optimizer.inner_optimizer.variables))
+        assert optimizer.skipped_steps == len(each) - 6
+    for one, other in zip(*ends, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_without_skipping_the_weights_are_spoilt():
+    model = rows_model(make_optimizer("sgd", clipnorm=1.0))
+    fit_rows(model, [np.nan])
+    assert np.isnan(values(model.weights)[0]).all()
+    assert model.optimizer.skipped_steps == 0
+    assert model.optimizer.clipped_fraction == 0.0
+
+
+def test_mixed_precision_clips_the_gradient_of_full_precision():
+    x, y = linear_data()
+    norms = []
+    for policy in ("float32", "mixed_float16"):
+        dense = keras.layers.Dense(1, kernel_initializer="zeros", dtype=policy)
+        model = keras.Sequential([keras.Input((3,)), dense])
+        optimizer = make_optimizer("sgd", 0.1, clipnorm=1.0, skip_nonfinite=True)
+        if policy == "mixed_float16":
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        model.compile(optimizer, loss="mse")
+        model.fit(x, y, batch_size=32, verbose=0)
+        clipped = getattr(optimizer, "inner_optimizer", None)
+        clipped = clipped if isinstance(clipped, ClippedOptimizer) else optimizer
+        norms.append([clipped.last_gradient_norm, *model.get_weights()[0].ravel()])
+        assert clipped.skipped_steps == 0
+    np.testing.assert_allclose(*norms, rtol=2e-3)
+
+
+def test_the_share_of_clipped_updates_can_be_counted_anew():
+    model = rows_model(make_optimizer("sgd", clipnorm=1.0))
+    fit_rows(model, [0.5, 3.0])
+    assert model.optimizer.clipped_fraction == 0.5
+    model.optimizer.reset_clipped_fraction()
+    assert model.optimizer.clipped_fraction == 0.0
+    fit_rows(model, [3.0, 3.0, 0.1])
+    assert model.optimizer.clipped_fraction == pytest.approx(2 / 3)
+    assert int(model.optimizer.iterations) == 5
 
 
 REPLICAS = """
 import json, sys
 import keras, numpy as np, tensorflow as tf
+from recipes import optimizers
 from recipes.optimizers import make_optimizer
 
+optimizers._WARMUP = 1
 cpu = tf.config.list_physical_devices("CPU")[0]
 two = [tf.config.LogicalDeviceConfiguration()] * 2
 tf.config.set_logical_device_configuration(cpu, two)
@@ -507,21 +770,36 @@ def steps(strategy, **bounds):
         variables = [keras.Variable([0.0, 0.0]), keras.Variable(np.zeros((3, 2)))]
         optimizer = make_optimizer("momentum", 1.0, **bounds)
         optimizer.build(variables)
+        spoilt = tf.Variable([[0.0], [0.0]])
 
     @tf.function
     def step():
         context = tf.distribute.get_replica_context()
-        mine = gradients[context.replica_id_in_sync_group]
+        of_replicas = gradients + spoilt
+        mine = of_replicas[context.replica_id_in_sync_group]
         if context.num_replicas_in_sync == 1:
-            mine = tf.reduce_sum(gradients, axis=0)
+            mine = tf.reduce_sum(of_replicas, axis=0)
         rows = tf.IndexedSlices(tf.stack([mine, mine]), [1, 1], [3, 2])
         optimizer.apply([mine, rows], variables)
 
+    def state(variables):
+        parts = [strategy.experimental_local_results(v.value) for v in variables]
+        assert all((p[0].numpy() == p[-1].numpy()).all() for p in parts)
+        return [p[0].numpy().ravel().tolist() for p in parts]
+
     strategy.run(step)
     optimizer.momentum = 0.5
+    if bounds.get("skip_nonfinite"):
+        before = state(variables + optimizer.inner_optimizer.variables)
+        spoilt.assign([[0.0], [np.nan]])
+        strategy.run(step)
+        spoilt.assign([[0.0], [0.0]])
+        assert before == state(variables + optimizer.inner_optimizer.variables)
+    if "percentile" in bounds:
+        spoilt.assign([[9.0], [0.0]])
     strategy.run(step)
-    state = [optimizer.last_gradient_norm, optimizer.clipped_fraction]
-    return [(v + 0).numpy().ravel().tolist() for v in variables] + [state]
+    numbers = [optimizer.last_gradient_norm, optimizer.clipped_fraction]
+    return state(variables) + [numbers + [optimizer.skipped_steps]]
 
 def train(strategy):
     with strategy.scope():
@@ -546,16 +824,25 @@ print(json.dumps(results + [[train(one), train(mirrored)]]))
 def test_two_replicas_take_the_step_of_one_device():
     every_bound = {"clipvalue": 50.0, "clipnorm": 40.0, "global_clipnorm": 30.0}
     cases = [{name: bound} for name, bound in every_bound.items()] + [every_bound]
+    cases += [{"clipnorm": 40.0, "skip_nonfinite": True}]
+    not_by_formula = [{"adaptive": 0.5}, {"percentile": 50, "skip_nonfinite": True}]
+    cases += not_by_formula
     printed = run_python(REPLICAS, "tensorflow", json.dumps(cases))
     *results, (one_fit, two_fit) = json.loads(printed.splitlines()[-1])
     batch = [np.array([198.0, 1.5]), np.array([[0, 0], [396.0, 3.0], [0, 0]])]
     norm = np.sqrt(sum(np.sum(g**2) for g in batch))
     for (one, two), bounds in zip(results, cases, strict=True):
+        assert one == two
+        *ends, (last_norm, fraction, skipped) = one
+        assert skipped == ("skip_nonfinite" in bounds)
+        assert fraction == (0.5 if "percentile" in bounds else 1.0)
+        if bounds in not_by_formula:
+            continue
+        assert last_norm == pytest.approx(norm)
+        formula = {name: bounds.get(name) for name in BOUNDS}
         # Two steps with one gradient, the second of momentum 0.5: 1 + 1.5 times of it.
-        weights = [-2.5 * g.ravel() for g in clip(batch, **bounds)]
-        for found in (one, two):
-            for value, expected in zip(found, [*weights, [norm, 1.0]], strict=True):
-                np.testing.assert_allclose(value, expected, rtol=1e-5)
+        for end, gradient in zip(ends, clip(batch, **formula), strict=True):
+            np.testing.assert_allclose(end, -2.5 * gradient.ravel(), rtol=1e-5)
     # The mean over the batch is 99: a step of 1.0, twice.
     assert one_fit == two_fit == [[-2.0], [99.0]]
 
@@ -588,6 +875,16 @@ def test_half_precision_gradients_neither_overflow_nor_change_type():
     optimizer.apply([gradient], [variable])
     assert optimizer.last_gradient_norm == pytest.approx(5e4, rel=1e-3)
     np.testing.assert_allclose(np.asarray(variable.value), [-6e-4, 8e-4], rtol=1e-3)
+
+
+def test_every_bound_takes_gradients_in_double_precision():
+    # JAX has none, unless it is told to at its start.
+    dtype = "float32" if keras.backend.backend() == "jax" else "float64"
+    variable = keras.Variable(np.ones(2), dtype=dtype)
+    every_bound = {name: 1.0 for name in (*BOUNDS, "adaptive")}
+    optimizer = make_optimizer("sgd", 1.0, percentile=50, **every_bound)
+    optimizer.apply([keras.ops.convert_to_tensor([3.0, 4.0], dtype)], [variable])
+    np.testing.assert_allclose(variable, 1 - np.sqrt([0.5, 0.5]), rtol=1e-6)
 
 
 # Training
@@ -699,7 +996,8 @@ import recipes.optimizers
 model = keras.models.load_model(sys.argv[1])
 data = np.load(sys.argv[2])
 optimizer = model.optimizer
-print(int(optimizer.iterations), optimizer.last_gradient_norm)
+print(int(optimizer.iterations), optimizer.skipped_steps)
+print(optimizer.last_gradient_norm)
 print(optimizer.clipped_fraction, float(optimizer.beta_1))
 model.fit(data["x"], data["y"], batch_size=8, shuffle=False, verbose=0)
 weights = [np.asarray(v.value) for v in model.weights + optimizer.variables]
@@ -708,21 +1006,22 @@ np.savez(sys.argv[3], *weights)
 
 
 def test_a_fresh_process_trains_on_as_if_nothing_had_happened(tmp_path):
-    x, y = linear_data()
-    model = linear_model(
-        make_optimizer("nadam", 0.1, clipvalue=1.0, global_clipnorm=0.9)
-    )
+    x, y = linear_data(240)
+    clipping = {"clipvalue": 1.0, "global_clipnorm": 0.9, "percentile": 50}
+    model = linear_model(make_optimizer("nadam", 0.1, **clipping, skip_nonfinite=True))
     model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
     optimizer = model.optimizer
     optimizer.beta_1 = 0.625
-    state = (8, optimizer.last_gradient_norm, optimizer.clipped_fraction, 0.625)
+    x[0] = np.nan  # from here on
+    model.fit(x[:8], y[:8], batch_size=8, verbose=0)
+    state = (60, 1, optimizer.last_gradient_norm, optimizer.clipped_fraction, 0.625)
     model.save(tmp_path / "model.keras")
     np.savez(tmp_path / "data.npz", x=x, y=y)
     model.fit(x, y, batch_size=8, shuffle=False, verbose=0)
 
     files = [tmp_path / name for name in ("model.keras", "data.npz", "weights.npz")]
     printed = run_python(RESUME, keras.backend.backend(), *files)
-    assert tuple(map(float, printed.split()[-4:])) == state
+    assert tuple(map(float, printed.split()[-5:])) == pytest.approx(state, nan_ok=True)
     resumed = np.load(files[2])
     expected = values(model.weights + optimizer.variables)
     assert len(resumed.files) == len(expected)
@@ -752,13 +1051,20 @@ def test_weights_files_and_set_weights_carry_the_whole_state(tmp_path):
 
 def test_configuration_survives_the_round_trip():
     optimizer = make_optimizer(
-        "adamw", 0.25, clipvalue=2, global_clipnorm=np.float32(3)
+        "adamw",
+        0.25,
+        clipvalue=2,
+        global_clipnorm=np.float32(3),
+        adaptive=0.5,
+        percentile=90,
+        skip_nonfinite=np.True_,
     )
     config = keras.saving.serialize_keras_object(optimizer)
     assert config["registered_name"] == "recipes>ClippedOptimizer"
     again = keras.saving.deserialize_keras_object(config, safe_mode=True)
     assert again.get_config() == optimizer.get_config()
     assert (again.clipvalue, again.clipnorm, again.global_clipnorm) == (2.0, None, 3.0)
+    assert (again.adaptive, again.percentile, again.skip_nonfinite) == (0.5, 90.0, True)
 
 
 # Errors
@@ -851,7 +1157,7 @@ def test_a_momentum_that_keras_compiles_into_the_step_cannot_be_set_through_clip
     assert not hasattr(optimizer, "beta_1")
 
 
-@pytest.mark.parametrize("name", ["learning_rate", *BOUNDS])
+@pytest.mark.parametrize("name", ["learning_rate", *BOUNDS, "adaptive", "percentile"])
 @pytest.mark.parametrize(
     "value", [0, -1.0, np.nan, np.inf, 1e300, 10**400, True, np.True_, "1", [1.0]]
 )
@@ -879,8 +1185,45 @@ def test_an_inner_optimizer_that_clips_wraps_or_accumulates_is_refused(inner, me
 
 
 def test_no_bound_is_refused():
-    with pytest.raises(ValueError, match="At least one of `clipvalue`.*clipvalue=None"):
+    message = "At least one of clipvalue, .*Received: clipvalue=None, .*=False$"
+    with pytest.raises(ValueError, match=message):
         ClippedOptimizer(keras.optimizers.SGD())
+
+
+@pytest.mark.parametrize("wrong", [100, 101.0, 1e-9])
+def test_a_percentile_out_of_its_range_is_refused(wrong):
+    with pytest.raises(ValueError, match="above 0 and below 100. Received: percentile"):
+        make_optimizer("sgd", percentile=wrong)
+
+
+@pytest.mark.parametrize("wrong", [1, None, "no"])
+def test_skip_nonfinite_is_true_or_false(wrong):
+    with pytest.raises(ValueError, match="`skip_nonfinite` must be True or False"):
+        ClippedOptimizer(keras.optimizers.SGD(), skip_nonfinite=wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"kernel": 0.5}, {"kernel": [0.5]}, {"": [0]}, {0: [0]}, [("kernel", [0])]],
+)
+def test_unit_axes_that_are_no_axes_are_refused(wrong):
+    with pytest.raises(ValueError, match="`unit_axes` must be .*Received: unit_axes="):
+        ClippedOptimizer(keras.optimizers.SGD(), adaptive=1.0, unit_axes=wrong)
+
+
+def test_unit_axes_without_adaptive_are_refused():
+    with pytest.raises(ValueError, match="needs `adaptive`. Received: unit_axes"):
+        ClippedOptimizer(keras.optimizers.SGD(), clipnorm=1, unit_axes={"a": None})
+
+
+@pytest.mark.parametrize("wrong", [{"kernal": [1]}, {"kernel": [2]}, {"kernel": [-3]}])
+def test_unit_axes_that_fit_no_variable_are_refused(wrong):
+    inner = keras.optimizers.SGD()
+    optimizer = ClippedOptimizer(inner, adaptive=1.0, unit_axes=wrong)
+    dense = keras.layers.Dense(2)
+    dense.build((None, 3))
+    with pytest.raises(ValueError, match="must name parts .*dense.*/kernel, dense"):
+        optimizer.build(dense.trainable_variables)
 
 
 def test_variables_must_be_known_before_gradients_come_alone():
