@@ -3,20 +3,22 @@
 `MaxNorm` holds the norm of each unit's incoming weights below a bound. Keras's own
 (3.15) looks along axis 0, right for Dense and wrong for convolutions, shrinks weights
 within the bound a little at every step, and zeroes large float16 weights. `regularize`
-gives the kernels of a built model L1, L2 or max-norm and spares biases and
-normalization. `project` enforces constraints where no optimizer step does.
+gives every kernel of a built model L1, L2 or max-norm and spares biases and
+normalization. `project` enforces constraints where no optimizer step does, and
+`regularization_table` shows what each weight pays and how far it is from its bound.
 
 Not needed for L1 and L2 in layers you write yourself: they are Keras's own, with three
-traps in 3.15. The string "l1l2" means no penalty at all; a `kernel_regularizer` set
-after the layer is built is ignored; penalties are part of `loss` and of `val_loss`, so
-neither compares with a run without them.
+traps in 3.15. The string "l1l2" means no penalty at all: write `L1L2(l1=..., l2=...)`.
+A `kernel_regularizer` set after the layer is built is ignored: `regularize` the model.
+Penalties are part of `loss` and of `val_loss`, so neither compares with a run without
+them: give the loss as a metric too, as below, and `mse` and `val_mse` are without.
 
 This file is longer than most: a clone is trusted only if all it cannot do is refused.
 
 ```python
 import keras
 import numpy as np
-from recipes.regularizers import MaxNorm, project, regularize
+from recipes.regularizers import MaxNorm, project, regularization_table, regularize
 
 x, y = np.random.rand(64, 4), np.random.rand(64, 1)
 penalty = keras.regularizers.L2(1e-4)
@@ -27,14 +29,15 @@ model.add(keras.layers.Dense(8, "relu", kernel_constraint=MaxNorm(1.0)))
 trained = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
 tuned = regularize(trained, l2=1e-4, max_norm=3.0)  # a clone, to be compiled
 project(tuned)
-tuned.compile("sgd", "mse")
+tuned.compile("sgd", "mse", metrics=["mse"])
 tuned.fit(x, y, verbose=0)
+print(regularization_table(tuned))
 ```
 
 Reference: Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout: A Simple
 Way to Prevent Neural Networks from Overfitting", 2014,
 https://jmlr.org/papers/v15/srivastava14a.html
-Revised: 0.1.0
+Revised: 0.2.0
 """
 
 import math
@@ -43,7 +46,33 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-_KERNEL_LAYERS = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D)
+# The kernels of each kind of layer, in the order of its weights: the prefix of their
+# arguments, and the axes that count units. One unit's weights lie along all others.
+_LAST = {"kernel": (-1,)}
+_DEPTHWISE = {"depthwise": (-2, -1)}  # kernel (..., channels, multiplier)
+_SEPARABLE = {**_DEPTHWISE, "pointwise": (-1,)}
+_TRANSPOSED = {"kernel": (-2,)}  # kernel (..., out, in)
+_RECURRENT = {"kernel": (-1,), "recurrent": (-1,)}
+_KERNELS = {
+    layers.Dense: _LAST,
+    layers.Conv1D: _LAST,
+    layers.Conv2D: _LAST,
+    layers.Conv3D: _LAST,
+    layers.DepthwiseConv1D: _DEPTHWISE,
+    layers.DepthwiseConv2D: _DEPTHWISE,
+    layers.SeparableConv1D: _SEPARABLE,
+    layers.SeparableConv2D: _SEPARABLE,
+    layers.Conv1DTranspose: _TRANSPOSED,
+    layers.Conv2DTranspose: _TRANSPOSED,
+    layers.Conv3DTranspose: _TRANSPOSED,
+    layers.Embedding: {"embeddings": (-2,)},
+    layers.SimpleRNN: _RECURRENT,
+    layers.LSTM: _RECURRENT,
+    layers.GRU: _RECURRENT,
+    layers.ConvLSTM1D: _RECURRENT,
+    layers.ConvLSTM2D: _RECURRENT,
+    layers.ConvLSTM3D: _RECURRENT,
+}
 _SPARED_LAYERS = (
     layers.BatchNormalization,
     layers.GroupNormalization,
@@ -86,9 +115,9 @@ class MaxNorm(keras.constraints.Constraint):
     Args:
         max_value: r, above 0. Usually 1 to 4.
         axis: axis or axes along which one norm is taken. `None`: all but the last,
-            right for Dense and Conv1D/2D/3D; on a vector, each weight for itself. A
-            depthwise 2D kernel needs `(0, 1)`, that of a Conv2DTranspose `(0, 1, 3)`,
-            an embedding `1`.
+            right for Dense, Conv1D/2D/3D and recurrent layers; on a vector, each weight
+            for itself. A depthwise 2D kernel needs `(0, 1)`, that of a Conv2DTranspose
+            `(0, 1, 3)`, an embedding `1`. `regularize` knows them all.
 
     Raises:
         ValueError: if `max_value` is not a finite number above 0, `axis` is not made of
@@ -138,23 +167,26 @@ class MaxNorm(keras.constraints.Constraint):
 
 
 def regularize(model, *, l1=0.0, l2=0.0, max_norm=None):
-    """A clone of a built model with penalties or max-norm on every kernel.
+    """Clone a built model, with penalties or max-norm on every kernel.
 
     For a trained model, or one that somebody else has written. Takes the kernels of
-    Dense and Conv1D/2D/3D, also in nested models; passes over layers without weights,
-    normalization and PReLU. Not for other layers with weights: which axes of theirs
-    make up a unit is not known here, so they are refused.
+    Dense, convolutional, depthwise, separable, transposed, embedding and recurrent
+    layers, also in nested models, Bidirectional and TimeDistributed; passes over layers
+    without weights, normalization and PReLU. Not for other layers with weights, such as
+    attention, which shares one constraint among kernels of different axes: which axes
+    of theirs make up a unit is not known here, so they are refused.
 
     Added to the loss: l1 sum |w| + l2 sum w^2 over the weights w of all kernels (no
-    factor 1/2). Max-norm is `MaxNorm(max_norm)`, which acts from the first optimizer
-    step on, or at once with `project`.
+    factor 1/2). Max-norm is `MaxNorm(max_norm)` along the axes of one unit, one filter,
+    one gate's unit, or one token's vector. It acts from the first optimizer step on, or
+    at once with `project`. What was done shows in `regularization_table`.
 
     ```python
     import keras
-    from recipes.regularizers import regularize
+    from recipes.regularizers import regularization_table, regularize
 
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
-    print(regularize(model, l2=0.01).losses)  # one penalty
+    model = keras.Sequential([keras.Input((8, 3)), keras.layers.LSTM(4)])
+    print(regularization_table(regularize(model, l2=0.01, max_norm=2.0)))
     ```
 
     Args:
@@ -164,21 +196,18 @@ def regularize(model, *, l1=0.0, l2=0.0, max_norm=None):
         max_norm: bound of each unit's incoming norm, above 0, or `None`.
 
     Returns:
-        A model of the same class with the same weights, sharing none, not compiled.
+        A model of the same class with the same weights, trained, adapted and frozen as
+        they were, sharing none, not compiled.
 
     Raises:
         ValueError: if nothing is asked for, a number is out of its range, the model is
             unbuilt or subclassed, or layers are of another kind or already have what
             is asked for; all of them are listed.
     """
-    options = {}
     l1, l2 = _check_number("l1", l1), _check_number("l2", l2)
-    if l1 or l2:
-        options["kernel_regularizer"] = keras.regularizers.L1L2(l1, l2)
     if max_norm is not None:
         max_norm = _check_number("max_norm", max_norm, above_zero=True)
-        options["kernel_constraint"] = MaxNorm(max_norm)
-    if not options:
+    elif not (l1 or l2):
         raise ValueError(
             "One of `l1`, `l2` and `max_norm` must be given. "
             f"Received: l1={l1}, l2={l2}, max_norm={max_norm}"
@@ -186,7 +215,19 @@ def regularize(model, *, l1=0.0, l2=0.0, max_norm=None):
     _check_built(model)
     if not _is_graph(model):
         raise ValueError(f"`model` must not be subclassed. Received: model={model}")
-    _check_layers(model, options)
+
+    def options_of(layer):
+        options = {}
+        for prefix, _, axes in _kernels_of(layer):
+            if l1 or l2:
+                penalty = keras.regularizers.serialize(keras.regularizers.L1L2(l1, l2))
+                options[f"{prefix}_regularizer"] = penalty
+            if max_norm is not None:
+                constraint = keras.constraints.serialize(MaxNorm(max_norm, axis=axes))
+                options[f"{prefix}_constraint"] = constraint
+        return options
+
+    _check_layers(model, options_of)
     copies = {}  # by identity: a shared layer stays shared
 
     def copy_of(layer):
@@ -194,8 +235,9 @@ def regularize(model, *, l1=0.0, l2=0.0, max_norm=None):
             if _is_graph(layer):
                 copies[id(layer)] = _clone(layer, copy_of)
             else:
-                added = options if type(layer) in _KERNEL_LAYERS else {}
-                config = layer.get_config() | added
+                config = layer.get_config() | options_of(layer)
+                for key, inner in _wrapped_by(layer).items():
+                    config[key]["config"] |= options_of(inner)
                 copies[id(layer)] = type(layer).from_config(config)
         return copies[id(layer)]
 
@@ -212,15 +254,22 @@ def project(model):
     """Apply the constraints of all weights of a built model, once and in place.
 
     For weights that no optimizer step has constrained: initial, loaded, frozen, or just
-    overwritten by their moving average (as an optimizer with `use_ema=True` does at the
-    end of `fit`). Weights without a constraint are left alone.
+    overwritten by their moving average, as an optimizer with `use_ema=True` does at the
+    end of `fit` (Keras 3.15 averages before the constraint and leaves the average
+    unconstrained). Weights without a constraint are left alone. To have it called then,
+    as the last act of every `fit`:
 
     ```python
     import keras
+    import numpy as np
     from recipes.regularizers import MaxNorm, project
 
-    layer = keras.layers.Dense(8, kernel_constraint=MaxNorm(0.1))
-    project(keras.Sequential([keras.Input((4,)), layer]))
+    layer = keras.layers.Dense(1, kernel_constraint=MaxNorm(0.1))
+    model = keras.Sequential([keras.Input((4,)), layer])
+    project(model)  # the initial weights
+    model.compile(keras.optimizers.SGD(0.1, use_ema=True), "mse")
+    last = keras.callbacks.LambdaCallback(on_train_end=lambda logs: project(model))
+    model.fit(np.ones((8, 4)), np.ones((8, 1)), verbose=0, callbacks=[last])
     ```
 
     Args:
@@ -235,6 +284,71 @@ def project(model):
             variable.assign(variable.constraint(variable))
 
 
+def regularization_table(model):
+    """Show what each weight adds to the loss, and how far it is from its bound.
+
+    For the question how much of `loss` is data and how much is penalty, and for seeing
+    that a bound holds, whoever has set it: the norm is along the axes of one unit, not
+    along those that the constraint takes. Not for penalties on activations, which
+    depend on the data.
+
+    ```python
+    import keras
+    import numpy as np
+    from recipes.regularizers import regularization_table, regularize
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model = regularize(model, l2=0.1)
+    model.compile("sgd", "mse")
+    loss = model.evaluate(np.ones((8, 4)), np.ones((8, 1)), verbose=0)
+    penalty = regularization_table(model)["penalty"].sum()
+    print(f"{loss:.3f} = data {loss - penalty:.3f} + penalty {penalty:.3f}")
+    ```
+
+    Args:
+        model: a built model of any class; the axes of layers inside subclassed layers
+            and models are not known.
+
+    Returns:
+        A DataFrame with a row for each kernel, and for every other weight that has a
+        regularizer or a constraint, by its path. `penalty` is in units of the loss, 0
+        for frozen weights, NaN without a regularizer; `largest_norm` is that of the
+        unit with the largest, along `axis`, NaN where the axes are not known; `bound`
+        is the constraint's `max_value`, NaN if it has none.
+
+    Raises:
+        ValueError: if the model is not built.
+    """
+    import pandas
+
+    _check_built(model)
+    known = {}
+    for leaf in _leaves(model):
+        for layer in (leaf, *_wrapped_by(leaf).values()):
+            known |= {id(kernel): axes for _, kernel, axes in _kernels_of(layer)}
+    rows = {}
+    for weight in model.weights:
+        axes, penalty = known.get(id(weight)), math.nan
+        if axes is None and weight.regularizer is weight.constraint is None:
+            continue
+        if weight.regularizer is not None:  # Keras takes none on frozen weights
+            penalty = float(weight.regularizer(weight)) if weight.trainable else 0.0
+        norm = math.nan
+        if axes is not None:
+            values = ops.convert_to_numpy(ops.cast(weight, "float32"))
+            norm = np.sqrt(np.square(values, dtype="float64").sum(axis=axes)).max()
+        rows[weight.path] = {
+            "shape": tuple(weight.shape),
+            "penalty": penalty,
+            "axis": axes,
+            "largest_norm": float(norm),
+            "bound": float(getattr(weight.constraint, "max_value", math.nan)),
+        }
+    columns = ["shape", "penalty", "axis", "largest_norm", "bound"]
+    table = pandas.DataFrame.from_dict(rows, orient="index", columns=columns)
+    return table.rename_axis("weight")
+
+
 def _is_graph(layer):
     return isinstance(layer, keras.Sequential) or (
         isinstance(layer, keras.Model) and hasattr(layer, "outputs")
@@ -244,6 +358,24 @@ def _is_graph(layer):
 def _leaves(model):
     for layer in model.layers:
         yield from _leaves(layer) if _is_graph(layer) else [layer]
+
+
+def _wrapped_by(layer):
+    """Return {key in the config of a wrapper: layer inside}."""
+    if type(layer) is layers.Bidirectional:
+        return {"layer": layer.forward_layer, "backward_layer": layer.backward_layer}
+    return {"layer": layer.layer} if type(layer) is layers.TimeDistributed else {}
+
+
+def _kernels_of(layer):
+    """Yield (prefix, kernel, axes of one unit) for each kernel of a built layer."""
+    if type(layer) not in _KERNELS:  # perhaps an operation, which has no weights
+        return
+    kernels = _KERNELS[type(layer)].items()
+    for (prefix, units), kernel in zip(kernels, layer.weights, strict=False):
+        rank = len(kernel.shape)
+        axes = tuple(axis for axis in range(rank) if axis - rank not in units)
+        yield prefix, kernel, axes
 
 
 def _clone(model, copy_of):
@@ -265,20 +397,22 @@ def _check_built(model):
         )
 
 
-def _check_layers(model, options):
+def _check_layers(model, options_of):
     faults = []
-    for layer in _leaves(model):
-        name = f"{layer.name} ({type(layer).__name__})"
-        if type(layer) in _KERNEL_LAYERS:
-            for option in options:
-                if getattr(layer, option) is not None:
-                    faults.append(f"{name} has a {option} of its own")
-            if len(layer.weights) > 1 + layer.use_bias:  # LoRA, quantized, PReLU inside
-                faults.append(f"{name} has weights beside kernel and bias")
-        elif isinstance(layer, _LOOKUP_LAYERS):
-            faults.append(f"{name} has a vocabulary that a clone would not have")
-        elif layer.weights and not isinstance(layer, _SPARED_LAYERS):
-            faults.append(f"{name} has weights of a kind not known here")
+    for leaf in _leaves(model):
+        for layer in _wrapped_by(leaf).values() or [leaf]:
+            name = f"{layer.name} ({type(layer).__name__})"
+            if type(layer) in _KERNELS:
+                for option in options_of(layer):
+                    if getattr(layer, option) is not None:
+                        faults.append(f"{name} has a {option} of its own")
+                plain = len(_KERNELS[type(layer)]) + getattr(layer, "use_bias", False)
+                if len(layer.weights) > plain:  # LoRA, quantized, PReLU inside
+                    faults.append(f"{name} has weights beside kernel and bias")
+            elif isinstance(layer, _LOOKUP_LAYERS):
+                faults.append(f"{name} has a vocabulary that a clone would not have")
+            elif layer.weights and not isinstance(layer, _SPARED_LAYERS):
+                faults.append(f"{name} has weights whose units are not known here")
     if faults:
         raise ValueError(
             "`model` must have no weights but plain kernels, biases, normalization and "

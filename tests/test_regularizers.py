@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipes.regularizers import MaxNorm, project, regularize
+from recipes.regularizers import MaxNorm, project, regularization_table, regularize
 
 EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23}
 if keras.backend.backend() != "jax":  # which has no float64 unless asked for
@@ -341,14 +341,23 @@ def test_max_norm_of_the_clone_is_per_unit_and_acts_in_training():
 
 
 def test_clone_is_saved_and_loaded(tmp_path):
-    clone = regularize(dense_model(), l1=0.1, l2=0.2, max_norm=0.7)
-    clone.save(tmp_path / "model.keras")
-    with keras.saving.CustomObjectScope({}):
-        loaded = keras.saving.load_model(tmp_path / "model.keras")
-    for before, after in zip(clone.layers, loaded.layers, strict=True):
-        assert before.get_config() == after.get_config()
-    assert loaded.layers[0].kernel.constraint.max_value == 0.7
-    np.testing.assert_allclose(sum(loaded.losses), sum(clone.losses))
+    stack = [keras.layers.LSTM(4), keras.layers.Dense(2)]
+    nested = keras.Sequential([keras.Input((3, 6)), *stack])
+    inputs = keras.Input((3, 6))
+    for model in (dense_model(), keras.Model(inputs, nested(inputs))):
+        clone = regularize(model, l1=0.1, l2=0.2, max_norm=0.7)
+        clone.save(tmp_path / "model.keras")
+        loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
+        for mine, theirs in zip(loaded.weights, clone.weights, strict=True):
+            for role in ("regularizer", "constraint"):
+                pair = getattr(mine, role), getattr(theirs, role)
+                assert type(pair[0]) is type(pair[1])
+                assert pair[0] is None or pair[0].get_config() == pair[1].get_config()
+        assert (regularization_table(loaded)["bound"] == 0.7).all()
+        x = noise(2, *model.input_shape[1:])
+        np.testing.assert_array_equal(
+            loaded.predict(x, verbose=0), model.predict(x, verbose=0)
+        )
 
 
 def test_original_stays_compiled_and_a_loss_keras_cannot_look_up_is_no_obstacle():
@@ -422,14 +431,120 @@ def test_what_is_there_already_is_refused_unless_it_is_left_alone():
             regularize(both, **options)
 
 
+# For each kind: an input shape, and a slice of one unit of each of its kernels.
+UNITS = {
+    "Dense": ((4,), ["[:, u]"]),
+    "Conv1D": ((4, 3), ["[:, :, u]"]),
+    "Conv2D": ((4, 4, 3), ["[:, :, :, u]"]),
+    "Conv3D": ((3, 3, 3, 3), ["[:, :, :, :, u]"]),
+    "DepthwiseConv1D": ((4, 3), ["[:, u, 0]"]),
+    "DepthwiseConv2D": ((4, 4, 3), ["[:, :, u, 0]"]),
+    "SeparableConv1D": ((4, 3), ["[:, u, 0]", "[0, :, u]"]),
+    "SeparableConv2D": ((4, 4, 3), ["[:, :, u, 0]", "[0, 0, :, u]"]),
+    "Conv1DTranspose": ((4, 3), ["[:, u, :]"]),
+    "Conv2DTranspose": ((4, 4, 3), ["[:, :, u, :]"]),
+    "Conv3DTranspose": ((2, 2, 2, 3), ["[:, :, :, u, :]"]),
+    "Embedding": ((4,), ["[u, :]"]),
+    "SimpleRNN": ((4, 3), ["[:, u]", "[:, u]"]),
+    "LSTM": ((4, 3), ["[:, u]", "[:, u]"]),
+    "GRU": ((4, 3), ["[:, u]", "[:, u]"]),
+    "ConvLSTM1D": ((2, 4, 3), ["[:, :, u]", "[:, :, u]"]),
+    "ConvLSTM2D": ((2, 4, 4, 3), ["[:, :, :, u]", "[:, :, :, u]"]),
+    "ConvLSTM3D": ((2, 3, 3, 3, 3), ["[:, :, :, :, u]", "[:, :, :, :, u]"]),
+}
+
+
+def model_of_one(kind):
+    shape, units = UNITS[kind]
+    convolution = "Conv" in kind and "Depthwise" not in kind
+    arguments = {"Embedding": (5, 3)}.get(kind, (2 if "Depthwise" in kind else 5,))
+    arguments = (5, 2) if convolution else arguments
+    layer = getattr(keras.layers, kind)(*arguments)
+    model = keras.Sequential([keras.Input(shape), layer])
+    for number, weight in enumerate(layer.weights):
+        weight.assign(np.abs(noise(*weight.shape, seed=number)) + 0.5)
+    return model, units
+
+
+@pytest.mark.parametrize("kind", UNITS)
+def test_each_unit_of_each_kind_of_layer_gets_its_own_bound_and_penalty(kind):
+    model, units = model_of_one(kind)
+    clone = regularize(model, l2=0.5, max_norm=0.3)
+    kernels = [numpy_of(weight) for weight in model.weights[: len(units)]]
+    penalty = sum(0.5 * np.square(kernel).sum() for kernel in kernels)
+    assert float(sum(clone.losses)) == pytest.approx(penalty, rel=1e-5)
+    project(clone)
+    for unit, weight, kernel in zip(units, clone.weights, kernels, strict=False):
+        assert np.ndim(eval(f"kernel{unit}", {"kernel": kernel, "u": 0})) > 0
+        for u in range(3):
+            before = eval(f"kernel{unit}", {"kernel": kernel, "u": u})
+            after = eval(f"kernel{unit}", {"kernel": numpy_of(weight), "u": u})
+            expected = 0.3 * before / np.linalg.norm(before)
+            np.testing.assert_allclose(after, expected, rtol=1e-5)
+    for mine, theirs in zip(
+        clone.weights[len(units) :], model.weights[len(units) :], strict=True
+    ):
+        np.testing.assert_array_equal(numpy_of(mine), numpy_of(theirs))
+
+
+def test_every_kind_with_a_kernel_is_known_or_refused():
+    named = {
+        name
+        for name in dir(keras.layers)
+        if any(word in name for word in ("Dense", "Conv", "Embedding", "RNN", "LSTM"))
+    }
+    others = {"EinsumDense", "ReversibleEmbedding", "RNN", "StackedRNNCells"}
+    others |= {"LSTMCell", "SimpleRNNCell"}
+    aliases = {name for name in named if name.startswith(("Conv", "Depthwise", "Sep"))}
+    aliases = {name for name in aliases if "volution" in name}
+    assert named - aliases - others == set(UNITS) - {"GRU"}
+
+
+def test_layers_in_wrappers_are_reached_both_ways():
+    inputs = keras.Input((4, 3))
+    x = keras.layers.TimeDistributed(keras.layers.Dense(2))(inputs)
+    x = keras.layers.Bidirectional(keras.layers.GRU(2))(x)
+    model = keras.Model(inputs, x)
+    for weight in model.weights:
+        weight.assign_add(np.abs(noise(*weight.shape)))
+    clone = regularize(model, l1=0.1, max_norm=0.5)
+    assert len(clone.losses) == 1 + 2 * 2
+    kernels = [w for w in clone.weights if "kernel" in w.name]
+    assert [w.constraint.max_value for w in kernels] == [0.5] * 5
+    x = noise(3, 4, 3)
+    expected = model.predict(x, verbose=0)
+    np.testing.assert_array_equal(clone.predict(x, verbose=0), expected)
+    with pytest.raises(ValueError, match=r"\(Dense\).*; forward_.*; backward_"):
+        regularize(clone, l2=0.1)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        keras.layers.MultiHeadAttention(2, 3),
+        keras.layers.GroupQueryAttention(3, 2, 1),
+        keras.layers.AdditiveAttention(),
+        keras.layers.Attention(use_scale=True),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_attention_is_refused_by_name(layer):
+    inputs = keras.Input((4, 3))
+    grouped = isinstance(
+        layer, keras.layers.GroupQueryAttention | keras.layers.MultiHeadAttention
+    )
+    outputs = layer(inputs, inputs) if grouped else layer([inputs, inputs])
+    message = rf"Received: {layer.name} \({type(layer).__name__}\) has weights"
+    with pytest.raises(ValueError, match=message):
+        regularize(keras.Model(inputs, outputs), l2=0.1)
+
+
 @pytest.mark.parametrize(
     "layer, shape",
     [
-        (keras.layers.Embedding(5, 2), (3,)),
-        (keras.layers.LSTM(2), (4, 3)),
-        (keras.layers.DepthwiseConv2D(2), (4, 4, 1)),
-        (keras.layers.Conv2DTranspose(2, 2), (4, 4, 1)),
-        (keras.layers.TimeDistributed(keras.layers.Dense(2)), (4, 3)),
+        (keras.layers.EinsumDense("ab,bc->ac", 3), (4,)),
+        (keras.layers.ReversibleEmbedding(5, 2), (3,)),
+        (keras.layers.RNN(keras.layers.LSTMCell(2)), (4, 3)),
         (keras.layers.SpectralNormalization(keras.layers.Dense(2)), (4,)),
     ],
     ids=lambda value: type(value).__name__,
@@ -441,6 +556,13 @@ def test_other_layers_with_weights_are_refused_by_name(layer, shape):
     message = rf"Received: {layer.name} \({type(layer).__name__}\) has weights"
     with pytest.raises(ValueError, match=message):
         regularize(model, l2=0.1)
+
+
+def test_attention_without_weights_passes():
+    inputs = keras.Input((4, 3))
+    x = keras.layers.Attention()([inputs, inputs])
+    model = keras.Model(inputs, keras.layers.Dense(2)(x))
+    assert len(regularize(model, l2=0.1).losses) == 1
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow only")
@@ -504,16 +626,30 @@ def test_wrong_numbers_are_refused_by_name(name, value):
         regularize(dense_model(), **{name: value})
 
 
-def test_keras_fault_regularizers():
-    # The id "l1l2" has both factors zero (3.15).
+def test_keras_the_name_l1l2_is_no_penalty_at_all():  # (3.15)
     named = keras.layers.Dense(2, kernel_regularizer="l1l2")
     named.build((None, 3))
     assert float(sum(named.losses)) == 0.0
-    # A regularizer set after the layer is built is ignored (3.15).
-    late = keras.layers.Dense(2)
-    late.build((None, 3))
-    late.kernel_regularizer = keras.regularizers.L2(1.0)
-    assert late.losses == []
+    with pytest.raises(ValueError, match="Could not interpret regularizer"):
+        keras.regularizers.get("l1_l2")  # the name its docstring promises
+
+
+def test_keras_a_regularizer_set_after_the_build_is_ignored():  # (3.15)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    model.layers[0].kernel_regularizer = keras.regularizers.L2(1.0)
+    assert model.losses == []
+    with pytest.raises(ValueError, match="has a kernel_regularizer of its own"):
+        regularize(model, l2=1.0)  # which would hide what was meant
+
+
+def test_keras_counts_penalties_into_val_loss():
+    clone = regularize(dense_model(), l2=0.5)
+    clone.compile("sgd", "mse", metrics=["mse"])
+    x, y = noise(8, 6), noise(8, 2)
+    loss, data_loss = clone.evaluate(x, y, verbose=0)
+    penalty = regularization_table(clone)["penalty"].sum()
+    assert penalty > 1.0
+    assert loss - penalty == pytest.approx(data_loss, rel=1e-4)
 
 
 # project
@@ -560,3 +696,68 @@ def test_project_takes_any_built_model():
     project(plain)
     for mine, theirs in zip(weights_of(plain), before, strict=True):
         np.testing.assert_array_equal(mine, theirs)
+
+
+def test_project_may_be_called_at_the_end_of_a_fit():
+    layer = keras.layers.Dense(2, kernel_constraint=MaxNorm(0.3))
+    model = keras.Sequential([keras.Input((4,)), layer])
+    model.compile(keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=0.5), "mse")
+    last = keras.callbacks.LambdaCallback(on_train_end=lambda logs: project(model))
+    x, y = noise(16, 4), 9.0 * noise(16, 2)
+    model.fit(x, y, batch_size=4, verbose=0, callbacks=[last])
+    assert norms_of(layer.kernel, 0).max() == pytest.approx(0.3, rel=1e-5)
+    assert norms_of(layer.kernel, 0).max() <= 0.3
+
+
+# regularization_table
+
+
+def test_table_has_a_row_per_kernel_with_its_norm_bound_and_penalty():
+    model = regularize(image_model(), l2=0.1, max_norm=0.5)
+    table = regularization_table(model)
+    kernels = {w.path: numpy_of(w) for w in kernels_of(model)}
+    assert list(table.index) == list(kernels) and len(kernels) == 4
+    for path, kernel in kernels.items():
+        axes = tuple(range(kernel.ndim - 1))
+        row = table.loc[path]
+        assert row["shape"] == kernel.shape and tuple(row["axis"]) == axes
+        expected = norms_of(kernel, axes).max()
+        assert row["largest_norm"] == pytest.approx(expected, rel=1e-6)
+        assert row["penalty"] == pytest.approx(0.1 * np.square(kernel).sum(), rel=1e-5)
+    assert (table["bound"] == 0.5).all()
+    assert table["penalty"].sum() == pytest.approx(float(sum(model.losses)), rel=1e-5)
+
+
+def test_table_reads_any_model_and_shows_the_norm_along_the_right_axis():
+    bound = keras.constraints.MaxNorm(1.0)  # along axis 0: wrong for filters (3.15)
+    conv = keras.layers.Conv2D(4, 3, kernel_constraint=bound, bias_regularizer="l2")
+    model = keras.Sequential([keras.Input((5, 5, 8)), conv])
+    conv.kernel.assign(9.0 * noise(3, 3, 8, 4))
+    project(model)
+    table = regularization_table(model)
+    assert list(table.index) == [conv.kernel.path, conv.bias.path]
+    norm = norms_of(conv.kernel, (0, 1, 2)).max()
+    assert norm > 4.0 and table["largest_norm"].iloc[0] == pytest.approx(norm, rel=1e-5)
+    assert table["bound"].iloc[0] == 1.0
+    assert np.isnan(table["penalty"].iloc[0]) and table["penalty"].iloc[1] == 0.0
+    assert np.isnan(table["largest_norm"].iloc[1])
+
+    subclassed = Subclassed()
+    subclassed(noise(1, 3))
+    assert regularization_table(subclassed)["bound"].tolist() == [0.1]
+
+
+def test_table_counts_no_penalty_on_frozen_weights_as_keras_does():
+    model = regularize(dense_model(), l2=0.1)
+    model.layers[0].trainable = False
+    table = regularization_table(model)
+    assert table["penalty"].iloc[0] == 0.0 < table["penalty"].iloc[1]
+    assert table["penalty"].sum() == pytest.approx(float(sum(model.losses)), rel=1e-5)
+
+
+def test_table_of_a_model_without_kernels_is_empty_and_an_unbuilt_one_refused():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.ReLU()])
+    table = regularization_table(model)
+    assert len(table) == 0 and table["penalty"].sum() == 0.0
+    with pytest.raises(ValueError, match="`model` must be a built.*Received: model="):
+        regularization_table(keras.Sequential([keras.layers.Dense(2)]))
