@@ -11,6 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import mc_dropout_speed  # noqa: E402
+import training_speed  # noqa: E402
 
 import train  # noqa: E402
 
@@ -120,6 +121,52 @@ def uncertainty_table(rows):
     return "\n".join([*first, "", *second, "", f"{seeds} {measured_with(rows)}"])
 
 
+def step_table(rows):
+    """What schedules, callbacks and clipping add to a step, in Markdown."""
+    parts = []
+    for _, group in rows.groupby(["machine", "backend", "commit"], sort=False):
+        lines = ["| added to plain SGD | microseconds a step | share of the step |"]
+        lines.append("|---|---|---|")
+        for row in group.itertuples():
+            if row.name != training_speed.PLAIN:
+                cells = [row.name, f"{row.microseconds:.0f}"]
+                cells[1] += f" ({row.low:.0f} to {row.high:.0f})"
+                cells.append(f"{100 * row.share_of_step:.1f} %")
+                lines.append(f"| {' | '.join(cells)} |")
+        plain = group.loc[group["name"] == training_speed.PLAIN, "step_microseconds"]
+        step = " or ".join(f"{microseconds:.0f}" for microseconds in plain)
+        facts = (
+            f"Plain step: {step} microseconds. {group['rounds'].iloc[0]} rounds of "
+            f"{group['steps'].iloc[0]} steps, median with 95 % interval; "
+        )
+        parts += ["\n".join(lines), facts + measured_with(group)]
+    return "\n\n".join(parts)
+
+
+def finder_table(rows):
+    """The finder's suggestions over the seeds, in Markdown."""
+    columns = list(rows.columns)
+    rules = columns[columns.index("seed") + 1 : columns.index("steps")]
+    lines = ["| rule | median rate | lowest | highest |", "|---|---|---|---|"]
+    for rule in rules:
+        of_seeds = rows[rule]
+        cells = [of_seeds.median(), of_seeds.min(), of_seeds.max()]
+        cells = [f"{rate:.2g}" for rate in cells]
+        lines.append(f"| {rule.replace('_', ' ')} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"{len(rows)} seeds; {measured_with(rows)}"])
+
+
+def cases_table(rows):
+    """Cases, and whether Keras's way and this collection's do what they promise."""
+    lines = ["| case | measured | expected | Keras | here |", "|---|---|---|---|---|"]
+    for row in rows.itertuples():
+        cells = [row.case, row.measure, row.expected]
+        for value, holds in ((row.keras, row.keras_holds), (row.ours, row.ours_holds)):
+            cells.append(f"{value}" if holds else f"{value} ✗")
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join([*lines, "", f"✗: not as expected. {measured_with(rows)}"])
+
+
 def best_in_bold(values_by_name, more_is_better, digits):
     """The mean ± deviation of each name; bold if no other is better on any seed."""
     table = pd.DataFrame(values_by_name)
@@ -163,6 +210,10 @@ def rendered(readme):
         ("results", "runs.csv", runs_table),
         ("mc dropout speed", "mc_dropout_speed.csv", speed_table),
         ("uncertainty", "uncertainty.csv", uncertainty_table),
+        ("training speed", "training_speed.csv", step_table),
+        ("learning-rate finder", "lr_finder.csv", finder_table),
+        ("clipping cases", "clipping_cases.csv", cases_table),
+        ("regularization cases", "regularization_cases.csv", cases_table),
     ):
         if (RESULTS / file).exists():
             # 4e72448 is a commit, not a number.

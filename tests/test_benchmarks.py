@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import mc_dropout_speed as speed  # noqa: E402
 import table  # noqa: E402
+import training_speed  # noqa: E402
 import uncertainty  # noqa: E402
 
 import train  # noqa: E402
@@ -216,6 +217,65 @@ def test_speed_table_says_what_was_scaled_and_what_is_slower():
     ):
         assert text.count(line) == (1 if "Fingers" in line else 2)
     assert f"`book`: {speed.book.__doc__}; `head`: {speed.head.__doc__}." in text
+
+
+# --- training speed
+
+
+@pytest.mark.parametrize("group", training_speed.GROUPS)
+def test_variants_train_and_are_compared_with_plain_training(group, monkeypatch):
+    monkeypatch.setattr(training_speed, "STEPS", 2)
+    variants = dict(list(training_speed.GROUPS[group].items())[1::4])
+    rows = pd.DataFrame(training_speed.measure(variants, 2)).set_index("name")
+    assert [*rows.index[2:]] == [*variants]
+    assert (rows.loc[training_speed.PLAIN, ["microseconds", "low", "high"]] == 0).all()
+    assert (rows["low"] <= rows["microseconds"]).all()
+    assert (rows["microseconds"] <= rows["high"]).all()
+    assert (rows["step_microseconds"] > 0).all()
+
+
+def test_the_interval_of_a_median_holds_it_in_95_of_100_cases():
+    samples = np.sort(np.random.default_rng(0).exponential(size=(2000, 40)))
+    median = np.log(2)
+    held = [
+        low <= median <= high
+        for _, low, high in map(training_speed.median_and_interval, samples)
+    ]
+    assert 0.94 < np.mean(held) < 0.985  # whole ranks: at least 0.95
+    assert training_speed.median_and_interval([1, 2, 9])[0] == 2
+
+
+def test_table_of_what_a_step_costs():
+    columns = ["name", "step_microseconds", "microseconds", "low", "high"]
+    made = [
+        (training_speed.PLAIN, 1000.0, 0.0, 0.0, 0.0),
+        ("OneCycle", 1031.0, 31.4, -2.0, 50.2),
+    ]
+    rows = pd.DataFrame(made, columns=columns).assign(
+        share_of_step=[0, 0.0314], rounds=40, steps=400, **FACTS
+    )
+    text = table.step_table(rows)
+    assert "| OneCycle | 31 (-2 to 50) | 3.1 % |" in text
+    assert "Plain step: 1000 microseconds. 40 rounds of 400 steps" in text
+    assert "| plain training |" not in text
+
+
+def test_table_of_the_finder_takes_every_rule():
+    rows = pd.DataFrame(
+        {"seed": range(3), "steepest": [0.1, 0.3, 0.2], "minimum": 1.0, "steps": 9}
+    ).assign(**FACTS)
+    text = table.finder_table(rows)
+    assert (
+        "| steepest | 0.2 | 0.1 | 0.3 |" in text and "| minimum | 1 | 1 | 1 |" in text
+    )
+    assert "3 seeds; Abacus" in text
+
+
+def test_table_of_cases_marks_what_does_not_hold():
+    columns = ["case", "measure", "expected", "keras", "ours"]
+    rows = pd.DataFrame([("two replicas", "norm", 1, 2, 1)], columns=columns)
+    text = table.cases_table(rows.assign(keras_holds=False, ours_holds=True, **FACTS))
+    assert "| two replicas | norm | 1 | 2 ✗ | 1 |" in text
 
 
 # --- uncertainty

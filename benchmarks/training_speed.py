@@ -1,0 +1,191 @@
+"""Time what schedules, callbacks and clipping add to a training step, side by side.
+
+    python benchmarks/training_speed.py schedules callbacks clipping
+
+All variants train the same small net and take turns in an order drawn anew for each
+round, so that a slow moment of the machine meets them all; what one adds is its time
+less that of plain training in the same round. `microseconds` is the median over the
+rounds, `low` and `high` bound it with 95 % confidence. "plain training, again" is no
+variant at all: what it seems to add is the error of the measurement.
+
+Appends to benchmarks/results/training_speed.csv; a group that has been measured with
+this backend on this machine is left out. Nothing else should run on the machine
+meanwhile.
+"""
+
+import argparse
+import pathlib
+import statistics
+import sys
+import time
+import typing
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import pandas as pd
+from mc_dropout_speed import append, surroundings
+
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from callbacks.schedulers import (  # noqa: E402
+    ExponentialScheduler,
+    LearningRateLogger,
+    OneCycleScheduler,
+    PiecewiseScheduler,
+    PlateauScheduler,
+    PowerScheduler,
+)
+from recipes import schedules  # noqa: E402
+from recipes.optimizers import make_optimizer  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results" / "training_speed.csv"
+STEPS = 400  # of an epoch, which is what is timed
+BATCH_SIZE = 64
+PLAIN = "plain training"
+
+
+class Variant(typing.NamedTuple):
+    optimizer: Callable = keras.optimizers.SGD
+    callbacks: Callable = list
+
+
+def with_schedule(schedule):
+    return Variant(lambda: keras.optimizers.SGD(schedule))
+
+
+def with_callback(make, optimizer=keras.optimizers.SGD):
+    return Variant(optimizer, lambda: [make()])
+
+
+def with_clipping(**bounds):
+    return Variant(lambda: make_optimizer("sgd", **bounds))
+
+
+POWER = schedules.PowerDecay(0.01, 1000)
+
+GROUPS = {
+    "schedules": {
+        "Keras's CosineDecay": with_schedule(
+            keras.optimizers.schedules.CosineDecay(0.01, 10_000)
+        ),
+        "PowerDecay": with_schedule(POWER),
+        "Exponential": with_schedule(schedules.Exponential(0.01, 1000)),
+        "Piecewise": with_schedule(schedules.Piecewise([100, 200], [0.01, 0.02, 0.01])),
+        "OneCycle": with_schedule(schedules.OneCycle(0.01, 10_000)),
+        "Cosine": with_schedule(schedules.Cosine(0.01, 10_000)),
+        "Cosine, restarts": with_schedule(schedules.Cosine(0.01, 1000, restarts=True)),
+        "Cyclical": with_schedule(schedules.Cyclical(0.001, 0.01, 100)),
+        "Warmup": with_schedule(schedules.Warmup(POWER, 100)),
+        "Joined": with_schedule(schedules.Joined([POWER, POWER], [100])),
+        "Floor": with_schedule(schedules.Floor(POWER, 0.001)),
+        "InEpochs": with_schedule(schedules.InEpochs(POWER, STEPS)),
+    },
+    "callbacks": {
+        "PowerScheduler, each epoch": with_callback(
+            lambda: PowerScheduler(0.01, decay_epochs=10)
+        ),
+        "PowerScheduler, each step": with_callback(
+            lambda: PowerScheduler(0.01, decay_epochs=10, per="step")
+        ),
+        "ExponentialScheduler, each step": with_callback(
+            lambda: ExponentialScheduler(0.01, decay_epochs=10, per="step")
+        ),
+        "PiecewiseScheduler, each epoch": with_callback(
+            lambda: PiecewiseScheduler([1], [0.01, 0.005])
+        ),
+        "PlateauScheduler": with_callback(lambda: PlateauScheduler("loss")),
+        "OneCycleScheduler, rate and momentum": with_callback(
+            lambda: OneCycleScheduler(schedules.OneCycle(0.01, 10_000)),
+            lambda: make_optimizer("momentum"),
+        ),
+        "LearningRateLogger": with_callback(LearningRateLogger),
+    },
+    "clipping": {
+        "Keras's clipvalue": Variant(lambda: keras.optimizers.SGD(clipvalue=1.0)),
+        "Keras's clipnorm": Variant(lambda: keras.optimizers.SGD(clipnorm=1.0)),
+        "Keras's global_clipnorm": Variant(
+            lambda: keras.optimizers.SGD(global_clipnorm=1.0)
+        ),
+        "clipvalue": with_clipping(clipvalue=1.0),
+        "clipnorm": with_clipping(clipnorm=1.0),
+        "global_clipnorm": with_clipping(global_clipnorm=1.0),
+    },
+}
+
+
+def prepare(variant):
+    """A function that trains one epoch and returns its seconds."""
+    keras.utils.set_random_seed(0)
+    hidden = [keras.layers.Dense(100, "relu") for _ in range(2)]
+    model = keras.Sequential(
+        [keras.Input((784,)), *hidden, keras.layers.Dense(10, "softmax")]
+    )
+    model.compile(variant.optimizer(), loss="sparse_categorical_crossentropy")
+    x = np.random.default_rng(0).random((STEPS * BATCH_SIZE, 784), np.float32)
+    y = np.arange(len(x)) % 10
+
+    def train():
+        began = time.perf_counter()
+        model.fit(x, y, batch_size=BATCH_SIZE, verbose=0, callbacks=variant.callbacks())
+        return time.perf_counter() - began
+
+    return train
+
+
+def measure(variants, rounds):
+    """A row for each variant: what it adds to plain training."""
+    variants = {PLAIN: Variant(), f"{PLAIN}, again": Variant(), **variants}
+    trains = {name: prepare(variant) for name, variant in variants.items()}
+    progress = keras.utils.Progbar(rounds + 1, unit_name="round")
+    random = np.random.default_rng(0)
+    turns = []
+    for _ in range(rounds + 1):
+        names = random.permutation(list(trains))
+        turns.append({name: trains[name]() for name in names})
+        progress.add(1)
+    # Seconds of a step, in microseconds; the first round compiles.
+    seconds = pd.DataFrame(turns[1:]) * 1e6 / STEPS
+    step = seconds[PLAIN].median()
+    rows = []
+    for name in variants:
+        added = (seconds[name] - seconds[PLAIN]).sort_values().to_numpy()
+        median, low, high = median_and_interval(added)
+        row = {"name": name, "step_microseconds": round(seconds[name].median(), 1)}
+        row |= {"microseconds": round(median, 1), "low": round(low, 1)}
+        row |= {"high": round(high, 1), "share_of_step": round(median / step, 4)}
+        rows.append({**row, "steps": STEPS, "rounds": rounds})
+    return rows
+
+
+def median_and_interval(values, confidence=0.95):
+    """Median of sorted values, and the two of them that bound the population's.
+
+    As many values lie below the population's median as heads fall in as many throws.
+    """
+    throws = statistics.NormalDist(len(values) / 2, len(values) ** 0.5 / 2)
+    rank = max(int(throws.inv_cdf((1 - confidence) / 2)), 0)
+    return np.median(values), values[rank], values[-1 - rank]
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("groups", nargs="+", choices=GROUPS)
+    parser.add_argument("--rounds", type=int, default=40)
+    options = parser.parse_args(arguments)
+    facts = surroundings()
+    key = ["group", "backend", "machine"]
+    done = pd.read_csv(RESULTS)[key].values.tolist() if RESULTS.exists() else []
+    for group in options.groups:
+        if [group, facts["backend"], facts["machine"]] in done:
+            continue
+        rows = measure(GROUPS[group], options.rounds)
+        append([{"group": group, **row, **facts} for row in rows], RESULTS)
+        print(pd.DataFrame(rows).to_string(index=False), flush=True)
+
+
+if __name__ == "__main__":
+    main()
