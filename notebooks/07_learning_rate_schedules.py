@@ -15,8 +15,27 @@
 #
 # **Summary.** A large learning rate gets down quickly and then rattles; a small one would
 # settle but takes for ever. A schedule begins with the one and ends with the other. Here
-# is what each schedule does to the rate, to the loss and to the accuracy on
-# Fashion-MNIST, and what goes wrong with the rate in Keras 3.
+# is how to find the rate to begin with, what each schedule does to it, to the loss and to
+# the accuracy on Fashion-MNIST, and what goes wrong with the rate in Keras 3.
+
+# %% [markdown]
+# ## How to choose, in a minute
+#
+# 1. **Find the rate**: `LRFinder().run(model, x, y).suggestion`, with the optimizer and the
+#    batch size you will train with. It is on the safe side; a schedule may begin higher.
+# 2. **Let it fall** by a factor of 10 to 100 or more. Which curve matters less than that it
+#    falls.
+#
+# | your run | schedule |
+# |---|---|
+# | has a fixed number of epochs | `Cosine`, or `Exponential` |
+# | is short, and you can push it | `OneCycle`, its peak up to ten times the suggestion |
+# | has an open end | `PowerDecay`; `PlateauScheduler`, if you would watch it anyway |
+# | may be stopped at the end of any cycle | `Cosine(restarts=True)`, `Cyclical` |
+# | follows a paper | `Piecewise`, `Joined`, all of it `InEpochs` |
+# | jumps at the start, or has large batches | `Warmup` around any of them |
+#
+# 3. **Look at it** before you train: `plot_schedules`.
 
 # %% [markdown]
 # ## Setup
@@ -25,6 +44,7 @@
 
 # %% tags=["hide-output"]
 import inspect
+import logging
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -34,6 +54,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from callbacks.lr_finder import LRFinder
 from callbacks.schedulers import (
     ExponentialScheduler,
     LearningRateLogger,
@@ -44,10 +65,22 @@ from callbacks.schedulers import (
 from recipes.fashion_mnist import draw_garments, epoch_batches, load, split_and_scale
 from recipes.initializers import initializer_for
 from recipes.optimizers import make_optimizer
-from recipes.schedules import Exponential, Piecewise, PowerDecay, plot_schedules
+from recipes.schedules import (
+    Cosine,
+    Cyclical,
+    Exponential,
+    Floor,
+    InEpochs,
+    Joined,
+    OneCycle,
+    Piecewise,
+    PowerDecay,
+    Warmup,
+    plot_schedules,
+)
 
 QUICK = bool(os.environ.get("QUICK"))
-EPOCHS = 4 if QUICK else 12
+EPOCHS, NUM_LAYERS = (4, 1) if QUICK else (10, 3)
 BATCH_SIZE = 128
 SEED = 42
 
@@ -60,7 +93,10 @@ else:
 
 STEPS_PER_EPOCH = -(-len(data.x_train) // BATCH_SIZE)
 TOTAL_STEPS = EPOCHS * STEPS_PER_EPOCH
-plt.rcParams.update({"figure.dpi": 72, "axes.grid": True, "grid.alpha": 0.3})
+# TensorFlow warns of each new function, and each schedule is one.
+logging.getLogger("tensorflow").setLevel("ERROR")
+plt.rcParams.update({"figure.dpi": 52, "font.size": 12})
+plt.rcParams.update({"axes.grid": True, "grid.alpha": 0.3})
 
 
 # %% [markdown]
@@ -70,11 +106,11 @@ plt.rcParams.update({"figure.dpi": 72, "axes.grid": True, "grid.alpha": 0.3})
 
 
 # %%
-def train(learning_rate, callbacks=()):
-    """History of a run at `learning_rate`: a number or a schedule."""
+def build(learning_rate):
+    """A fresh model, compiled with `learning_rate`: a number or a schedule."""
     keras.utils.set_random_seed(SEED)
     model = keras.Sequential([keras.Input((28, 28)), keras.layers.Flatten()])
-    for _ in range(3):
+    for _ in range(NUM_LAYERS):
         weights = initializer_for("relu")
         model.add(keras.layers.Dense(100, "relu", kernel_initializer=weights))
     model.add(keras.layers.Dense(10, "softmax"))
@@ -83,6 +119,12 @@ def train(learning_rate, callbacks=()):
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
     )
+    return model
+
+
+def train(learning_rate, callbacks=()):
+    """History of a run at `learning_rate`: a number or a schedule."""
+    model = build(learning_rate)
     history = model.fit(
         epoch_batches(data.x_train, data.y_train, BATCH_SIZE, seed=SEED),
         epochs=EPOCHS,
@@ -95,32 +137,150 @@ def train(learning_rate, callbacks=()):
 
 def plot_runs(runs):
     """Training loss, validation accuracy and rate of each run, by epoch."""
-    figure, panels = plt.subplots(1, 3, figsize=(15, 4), layout="constrained")
+    figure, panels = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
     columns = ["loss", "val_accuracy", "learning_rate"]
     for label, history in runs.items():
         for axes, column in zip(panels, columns, strict=True):
             axes.plot(history.index + 1, history[column], ".-", label=label)
             axes.set(xlabel="epoch", title=column.replace("_", " "))
-    panels[0].set(yscale="log")
     panels[2].set(yscale="log")
+    panels[2].yaxis.set_minor_formatter("")
     panels[1].legend()
     plt.show()
 
 
 # %% [markdown]
+# ## Too low, right, slightly high, far too high
+#
+# Four constant rates from the same weights, and the loss of each batch, smoothed. Which
+# curve is lowest after a hundred steps, and which at the end?
+
+# %%
+model = build(0.001)
+model.optimizer.build(model.trainable_variables)
+STATE = [*model.variables, *model.optimizer.variables]
+START = [np.array(keras.ops.convert_to_numpy(variable)) for variable in STATE]
+
+
+def smoothed_losses(learning_rate, num_steps):
+    """Running mean of the batches' losses from the first step on."""
+    for variable, value in zip(STATE, START, strict=True):
+        variable.assign(value)
+    model.optimizer.learning_rate = learning_rate
+    rng = np.random.default_rng(SEED)
+    losses = []
+    for _ in range(num_steps):
+        rows = rng.choice(len(data.x_train), BATCH_SIZE, replace=False)
+        loss, _ = model.train_on_batch(data.x_train[rows], data.y_train[rows])
+        losses.append(float(loss))
+    return pd.Series(losses).ewm(alpha=0.03).mean()
+
+
+FOUR_RATES = {
+    "far too high": (1.0, "#D55E00", "center"),
+    "slightly high": (0.2, "#E69F00", "bottom"),
+    "too low": (0.001, "#0072B2", "top"),
+    "right": (0.02, "#009E73", "center"),
+}
+num_steps = 20 if QUICK else 800
+figure, axes = plt.subplots(figsize=(10, 4.6), layout="constrained")
+for label, (rate, color, side) in FOUR_RATES.items():
+    losses = smoothed_losses(rate, num_steps)
+    axes.plot(losses, color=color, lw=2)
+    place, text = (num_steps, losses.iloc[-1]), f"  {label}: {rate:g}"
+    if losses.max() > 5:  # it leaves the picture at the top
+        place, text = (num_steps / 100, 3.5), f"{text}, up to {losses.max():.0e}"
+    axes.annotate(text, place, color=color, va=side, size=13, annotation_clip=False)
+ticks = [0.3, 0.5, 1, 2, 4]
+axes.set(xlim=(-num_steps / 40, num_steps), ylim=(0.3, 4), yscale="log")
+axes.set(xlabel="step", ylabel="training loss")
+axes.set_yticks(ticks, map(str, ticks))
+axes.minorticks_off()
+plt.show()
+
+# %% [markdown]
+# Too low is safe and slow. Slightly high is the treacherous one: its loss does fall, and then
+# stays high. Far too high explodes within a few steps. The right rate is the fast one that
+# is also lowest at the end.
+
+# %% [markdown]
+# ## Finding it
+#
+# `LRFinder` trains at a rate that grows from step to step, and puts the model back as it
+# was. Look where the black curve falls, where it is lowest, and where it shoots up.
+
+# %%
+for variable, value in zip(STATE, START, strict=True):
+    variable.assign(value)
+finder = LRFinder(num_steps=60 if QUICK else 400)
+finder.run(model, data.x_train, data.y_train, batch_size=BATCH_SIZE)
+finder.plot()
+
+# %%
+finder.suggestions.round(4)
+
+# %% [markdown]
+# `finder.suggestion` is the first rule's: a tenth of the rate where the loss is lowest. It
+# tells the order of magnitude, on the safe side. A schedule, which does not stay there, may
+# begin higher; for the peak of a one-cycle the minimum itself is the limit.
+
+# %% [markdown]
 # ## The problem: no constant rate is right all the time
 
 # %%
-constant = {f"constant {rate}": train(rate) for rate in (0.002, 0.05, 0.3)}
+constant = {f"constant {rate}": train(rate) for rate in (0.002, 0.05)}
 plot_runs(constant)
 
 # %% [markdown]
-# The small rate falls smoothly and is still on its way at the end. The middle one is fast,
+# The small rate falls smoothly and is still on its way at the end. The larger one is fast,
 # but its validation accuracy jumps from epoch to epoch: near the bottom its steps are too
-# long. The large one shows what too large means.
+# long.
 
 # %% [markdown]
-# ## What the schedules do to the rate
+# ## The whole family
+#
+# All schedules of this collection over 1000 steps, with a largest rate of 0.1. Row by row:
+# those that fall smoothly, in stairs or to a floor; that rise once first; that rise again
+# and again. Dotted: the momentum that goes with `OneCycle`. (`InEpochs` has its boundaries
+# in epochs, here of 100 steps.)
+
+# %%
+family = {
+    "PowerDecay": PowerDecay(0.1, 100),
+    "Exponential": Exponential(0.1, 700),
+    "Cosine": Cosine(0.1, 1000),
+    "Piecewise": Piecewise([400, 800], [0.1, 0.03, 0.01]),
+    "InEpochs: Piecewise by epoch": InEpochs(
+        Piecewise([2, 4, 6, 8], [0.1, 0.07, 0.05, 0.03, 0.01]), steps_per_epoch=100
+    ),
+    "Floor: under PowerDecay": Floor(PowerDecay(0.1, 100), 0.03),
+    "Warmup: before Cosine": Warmup(Cosine(0.1, 800), 200),
+    "OneCycle": OneCycle(0.1, 1000),
+    "OneCycle, linear, three phases": OneCycle(
+        0.1, 1000, anneal="linear", three_phase=True
+    ),
+    "Cosine, restarts": Cosine(0.1, 250, restarts=True),
+    "Cosine, longer and lower restarts": Cosine(
+        0.1, 143, restarts=True, length_factor=2, peak_factor=0.6
+    ),
+    "Joined: Cyclical, then Exponential": Joined(
+        [Cyclical(0.02, 0.1, 125), Exponential(0.02, 500)], [500]
+    ),
+    "Cyclical, triangular": Cyclical(0.02, 0.1, 125),
+    "Cyclical, triangular2": Cyclical(0.02, 0.1, 125, mode="triangular2"),
+    "Cyclical, exp_range": Cyclical(
+        0.02, 0.1, 125, mode="exp_range", factor_per_step=0.9985
+    ),
+}
+figure = plot_schedules(family, 1000)
+figure.set_size_inches(11, 8.5)
+for i, axes in enumerate(figure.axes[: len(family)]):
+    axes.set(ylim=(0, 0.105), yticks=[0, 0.05, 0.1], xticks=[0, 500, 1000])
+    axes.tick_params(labelleft=i % 3 == 0, labelbottom=i >= len(family) - 3)
+figure  # noqa: B018
+
+# %% [markdown]
+# ## Three of them at work
 #
 # - power: $\eta(t) = \eta_0 / (1 + t/s)^c$, fast at first and then ever more slowly
 # - exponential: $\eta(t) = \eta_0 \cdot 0.1^{t/s}$, the same factor over equal times
@@ -145,7 +305,7 @@ plot_schedules(schedules, TOTAL_STEPS)
 print(inspect.getsource(PowerDecay.__call__))
 
 # %% [markdown]
-# ## What they do to the training
+# ## What the three do to the training
 
 # %%
 scheduled = {label: train(schedule) for label, schedule in schedules.items()}
