@@ -2,6 +2,8 @@
 # caches of pip and Keras.
 PYTHON ?= python3
 BIN := .venv/bin
+# Each process imports a backend, which takes a gigabyte.
+PARALLEL := --numprocesses auto --maxprocesses 4
 # Debian's package lists and downloads are kept apart from the system's.
 APT := apt-get -qq -o Dir::State=$(CURDIR)/data/apt -o Dir::Cache=$(CURDIR)/data/apt \
        -o Debug::NoLocking=1 -o APT::Sandbox::User=
@@ -12,8 +14,8 @@ train: .venv/user.stamp data/ready.stamp  # train the recommended run on Fashion
 	$(BIN)/python train.py $(ARGS)
 
 test: .venv/dev.stamp data/ready.stamp  # all tests, on TensorFlow and on JAX
-	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -q
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -q
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -q $(PARALLEL)
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -q $(PARALLEL)
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff format --check .
