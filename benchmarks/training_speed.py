@@ -29,6 +29,8 @@ from mc_dropout_speed import append, surroundings
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from callbacks.clipping_logger import ClippingLogger  # noqa: E402
+from callbacks.nonfinite_guard import NonFiniteGuard  # noqa: E402
 from callbacks.schedulers import (  # noqa: E402
     ExponentialScheduler,
     LearningRateLogger,
@@ -101,6 +103,10 @@ GROUPS = {
             lambda: make_optimizer("momentum"),
         ),
         "LearningRateLogger": with_callback(LearningRateLogger),
+        "NonFiniteGuard": with_callback(NonFiniteGuard),
+        "NonFiniteGuard, every 10 steps": with_callback(
+            lambda: NonFiniteGuard(every_steps=10)
+        ),
     },
     "clipping": {
         "Keras's clipvalue": Variant(lambda: keras.optimizers.SGD(clipvalue=1.0)),
@@ -111,6 +117,12 @@ GROUPS = {
         "clipvalue": with_clipping(clipvalue=1.0),
         "clipnorm": with_clipping(clipnorm=1.0),
         "global_clipnorm": with_clipping(global_clipnorm=1.0),
+        "adaptive": with_clipping(adaptive=0.05),
+        "percentile": with_clipping(percentile=90),
+        "skip_nonfinite": with_clipping(skip_nonfinite=True),
+        "global_clipnorm, ClippingLogger": with_callback(
+            ClippingLogger, lambda: make_optimizer("sgd", global_clipnorm=1.0)
+        ),
     },
 }
 
@@ -174,7 +186,7 @@ def main(arguments=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("groups", nargs="+", choices=GROUPS)
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=25)
     options = parser.parse_args(arguments)
     facts = surroundings()
     key = ["group", "backend", "machine"]
