@@ -1261,12 +1261,11 @@ class _Chain:
         self.steps = steps[:-1] if self.ends_in_softmax else steps
         self.rows = rows
         self.noise = noise
-        self.x = x.reshape(len(x), -1).T
+        self.x = np.ascontiguousarray(x.reshape(len(x), -1).T)
         self.most = 1  # samples at a time
         self.scaled_kernel = self.product = None
         if noise.is_shared(rows):
             self.most = 32
-            self.x = np.ascontiguousarray(self.x)
             if isinstance(steps[1], _Dense):
                 self.scaled_kernel = steps[1].kernel
 
@@ -1305,7 +1304,7 @@ class _Chain:
             elif masks[place].kept is not None:
                 mask = masks[place]
             else:
-                values = values * masks[place].factor
+                values = np.multiply(values, masks[place].factor, order="C")
                 if masks[place].offset is not None:
                     values += masks[place].offset
         if mask is not None:
@@ -1395,10 +1394,13 @@ def _matmul(left, right):
     NumPy's OpenBLAS takes all cores from about 64**3 multiplications on, and several
     threads that do so wait for each other: so the product is taken in small parts.
     """
+    # With OpenBLAS 0.3.31, in NumPy 2.4, some products of two transposed matrices are
+    # wrong when several threads take them. `left` is transposed; `right` must not be.
+    right = np.ascontiguousarray(right)
     num_columns = right.shape[1]
     width = 64**3 // max(left.size, 1)
     if width >= num_columns:
-        return left @ right
+        return np.matmul(left, right)
     if width < 8:
         half = max(left.shape) // 2
         if len(left) >= left.shape[1]:

@@ -845,6 +845,24 @@ def test_large_products_taken_in_parts_are_the_whole():
         )
 
 
+def test_no_two_transposed_matrices_are_multiplied(monkeypatch):
+    # OpenBLAS 0.3.31 takes such products wrongly, now and then, in several threads.
+    products = []
+
+    def matmul(left, right, **options):
+        products.append(right.strides[-1] == right.itemsize or right.shape[-1] == 1)
+        return multiply(left, right, **options)
+
+    multiply = np.matmul
+    monkeypatch.setattr(np, "matmul", matmul)
+    for shape in [(3, 5, 7), (100, 784, 513), (700, 9, 33)]:
+        left, right = data(*shape[:2]), data(*shape[1:], seed=1)
+        expected = left.astype(np.float64) @ right
+        product = mc_dropout._matmul(np.asfortranarray(left), np.asfortranarray(right))
+        np.testing.assert_allclose(product, expected, atol=1e-3)
+    assert len(products) > 5 and all(products)
+
+
 class Counts(layers.Layer):
     calls = 0
 
