@@ -4,6 +4,7 @@
     python train.py dropout --seed 3         any other run
     python train.py --list                   all of them, a line each
     python train.py adam --dry-run           one epoch on 512 images, in seconds
+    python train.py adam --resume            goes on where it was killed, if it was
 
 A run is one short function below: it returns a compiled model and its callbacks.
 Results go to runs/NAME-SEED/: model.keras, history.csv, metrics.json, curves.png and,
@@ -17,6 +18,7 @@ import json
 import os
 import pathlib
 import platform
+import shutil
 import sys
 import tempfile
 import time
@@ -31,6 +33,7 @@ import pandas as pd
 from keras import layers
 from matplotlib.figure import Figure
 
+from callbacks.resumable import Resumable
 from callbacks.schedulers import (
     ExponentialScheduler,
     LearningRateLogger,
@@ -437,8 +440,12 @@ def main(arguments=None):
             train(options, data, source, folder)
     except OSError as error:
         parser.error(f"the results cannot be written: {error}")
+    except ValueError as error:
+        if not options.resume:
+            raise
+        parser.error(f"cannot go on: {error}")
     except KeyboardInterrupt:
-        parser.exit(130, "\ntrain.py: interrupted, nothing was written\n")
+        parser.exit(130, "\ntrain.py: interrupted, no results were written\n")
     print(f"Written to {run_folder(options)}, from {source}.")
     return 0
 
@@ -453,6 +460,17 @@ def train(options, data, source, folder):
         data.x_train, data.y_train, chosen.batch_size, seed=options.seed
     )
     model, callbacks = chosen.build(Plan(epochs, len(batches)))
+    if options.resume:
+        settings = {"run": options.run, "seed": options.seed, "epochs": epochs}
+        settings |= {"data": source, "dry_run": options.dry_run}
+        callbacks = [
+            Resumable(
+                folder.with_name("state"),
+                callbacks=callbacks,
+                data=batches,
+                settings=settings,
+            )
+        ]
     began = time.perf_counter()
     history = model.fit(
         batches,
@@ -617,10 +635,12 @@ def folder_in_the_making(options):
             raise FileExistsError(
                 f"{target} holds {foreign[0]}, which is not from here"
             )
-    with tempfile.TemporaryDirectory(
-        dir=target.parent, prefix=f".{target.name}-"
-    ) as scratch:
-        making, old = pathlib.Path(scratch) / "new", pathlib.Path(scratch) / "old"
+    with scratch_folder(options) as scratch:
+        making, old = scratch / "new", scratch / "old"
+        if old.exists() and not target.exists():  # killed between the two renamings
+            old.rename(target)
+        for leftover in (making, old):
+            shutil.rmtree(leftover, ignore_errors=True)
         making.mkdir()
         yield making
         try:
@@ -631,6 +651,22 @@ def folder_in_the_making(options):
             if old.exists() and not target.exists():
                 old.rename(target)
             raise
+
+
+@contextlib.contextmanager
+def scratch_folder(options):
+    """A folder beside the results, which with --resume outlives all but success."""
+    target = run_folder(options)
+    if options.resume:
+        scratch = target.with_name(f".{target.name}.resume")
+        scratch.mkdir(exist_ok=True)
+        yield scratch
+        shutil.rmtree(scratch)
+    else:
+        with tempfile.TemporaryDirectory(
+            dir=target.parent, prefix=f".{target.name}-"
+        ) as scratch:
+            yield pathlib.Path(scratch)
 
 
 class OneSentenceParser(argparse.ArgumentParser):
@@ -689,6 +725,7 @@ def command_line():
     )
     add("--output", type=pathlib.Path, default=pathlib.Path("runs"), metavar="DIR")
     add("--dry-run", action="store_true", help="one epoch on 512 images")
+    add("--resume", action="store_true", help="keep the state, go on where it stopped")
     return parser
 
 

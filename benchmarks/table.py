@@ -143,6 +143,17 @@ def step_table(rows):
     return "\n\n".join(parts)
 
 
+def resume_table(rows):
+    """What keeping the state adds to an epoch, in Markdown."""
+    lines = ["| model | megabytes | way | milliseconds an epoch, median (from to) |"]
+    lines.append("|---|---|---|---|")
+    for row in rows.itertuples():
+        times = f"{row.milliseconds:.0f} ({row.fastest:.0f} to {row.slowest:.0f})"
+        lines.append(f"| {row.model} | {row.megabytes:.1f} | {row.way} | {times} |")
+    epochs = f"{rows['epochs'].iloc[0]} epochs; "
+    return "\n".join([*lines, "", epochs + measured_with(rows)])
+
+
 def finder_table(rows):
     """The finder's suggestions over the seeds, in Markdown."""
     columns = list(rows.columns)
@@ -211,6 +222,7 @@ def rendered(readme):
         ("mc dropout speed", "mc_dropout_speed.csv", speed_table),
         ("uncertainty", "uncertainty.csv", uncertainty_table),
         ("training speed", "training_speed.csv", step_table),
+        ("resume cost", "resume_cost.csv", resume_table),
         ("learning-rate finder", "lr_finder.csv", finder_table),
         ("clipping cases", "clipping_cases.csv", cases_table),
         ("regularization cases", "regularization_cases.csv", cases_table),

@@ -142,6 +142,7 @@ class NonFiniteGuard(keras.callbacks.Callback):
         self.every_steps = _positive_integer("every_steps", every_steps)
         self.verbose = verbose
         self.events = []
+        self._restored = False
 
     def on_train_begin(self, logs=None):
         """Refuse what the guard cannot protect; build the optimizer's slots."""
@@ -161,8 +162,9 @@ class NonFiniteGuard(keras.callbacks.Callback):
                 "built with a LearningRateSchedule or a function, which sets it. Build "
                 'it with a number, or choose "skip". Received: policy="rollback"'
             )
-        self.events = []
-        self._in_a_row = 0
+        if not self._restored:
+            self.set_state({"events": [], "in_a_row": 0})
+        self._restored = False
         self._thread = threading.get_ident()
         self._copies_of = _compiled(_copies_of)
         self._sum_of_all = _compiled(_sum_of_all)
@@ -217,6 +219,21 @@ class NonFiniteGuard(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         """Free the copy."""
         self._copies = None
+
+    def get_state(self):
+        """Return what a resumed run needs, as a dictionary that JSON can hold."""
+        return {"events": list(self.events), "in_a_row": self._in_a_row}
+
+    def set_state(self, state):
+        """Go on in the next fit where the run that gave `state` stopped."""
+        if not isinstance(state, dict) or state.keys() != {"events", "in_a_row"}:
+            raise ValueError(
+                "`state` must come from get_state(), with the keys events, in_a_row. "
+                f"Received: state={state!r}"
+            )
+        self.events = list(state["events"])
+        self._in_a_row = state["in_a_row"]
+        self._restored = True
 
     def to_frame(self):
         """Return a DataFrame with a row for each bad step of the last `fit`."""

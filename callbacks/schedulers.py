@@ -77,6 +77,10 @@ class _Scheduler:
         self._epoch = state["epoch"]
         self._restored = True
 
+    def on_train_end(self, logs=None):
+        """Let the next fit begin afresh, also after one that had no epoch left."""
+        self._restored = False
+
     def _begin_fit(self, several=False):
         _refuse_unsettable(self.model.optimizer, self, several)
         self._earlier_epochs = 0

@@ -1,12 +1,16 @@
-"""On TensorFlow whatever the backend: the cases are about its replicas and slices."""
+"""The cases are about TensorFlow's replicas and slices: its suite runs them."""
 
 import os
 import pathlib
 import subprocess
 import sys
 
+import keras
 import pandas as pd
 import pytest
+
+if keras.backend.backend() == "jax":
+    pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parent.parent
 SCRIPT = ROOT / "benchmarks" / "clipping_cases.py"

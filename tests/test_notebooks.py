@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import jupytext
+import keras
 import pytest
 
 FOLDER = pathlib.Path(__file__).parent.parent / "notebooks"
@@ -46,3 +47,8 @@ def test_notebook_runs_on_small_data(script):
         text=True,
     )
     assert result.returncode == 0, result.stderr
+
+
+# They are executed on TensorFlow. On JAX each compiles for half a minute.
+if keras.backend.backend() == "jax":
+    pytest.mark.slow(test_notebook_runs_on_small_data)

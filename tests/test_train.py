@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -14,6 +15,10 @@ import pytest
 import train
 
 ROOT = pathlib.Path(__file__).parent.parent
+sys.path.append(str(ROOT / "benchmarks"))
+
+from kill_and_resume import kill_and_resume  # noqa: E402
+
 DRY = ["--dry-run", "--data", "garments"]
 
 
@@ -185,3 +190,81 @@ def test_a_run_that_diverges_keeps_its_record(tmp_path, monkeypatch):
     assert train.main(["baseline", *DRY, "--output", str(tmp_path)]) == 0
     metrics = json.loads((tmp_path / "baseline-0" / "metrics.json").read_text())
     assert metrics["test"]["deterministic"]["accuracy"] is None
+
+
+@pytest.mark.parametrize(
+    "num_kills", [3, pytest.param(20, marks=pytest.mark.slow)], ids=str
+)
+def test_killed_and_started_again_it_ends_as_if_never_stopped(num_kills):
+    backend, seed = keras.backend.backend(), num_kills
+    assert kill_and_resume(num_kills, backend, seed) == num_kills
+
+
+def test_resume_is_refused_in_one_sentence_with_other_options(
+    tmp_path, monkeypatch, capsys
+):
+    def crash(*_):
+        raise KeyboardInterrupt
+
+    arguments = ["adam", *DRY, "--resume", "--output", str(tmp_path)]
+    monkeypatch.setattr(train, "evaluate", crash)
+    with pytest.raises(SystemExit):
+        train.main(arguments)
+    capsys.readouterr()
+    monkeypatch.undo()
+    with pytest.raises(SystemExit) as leaving:
+        train.main([*arguments, "--epochs", "2"])
+    assert leaving.value.code == 2
+    printed = capsys.readouterr().err
+    assert "cannot go on: `settings` must be those of the state" in printed
+    assert len(printed.splitlines()) == 1
+    assert train.main(arguments) == 0
+    assert os.listdir(tmp_path) == ["adam-0"]
+
+
+def test_a_full_disk_ends_a_resumable_run_in_one_sentence(tmp_path):
+    # The limit on a file's size is met as a full disk is: writing fails in the middle.
+    script = (
+        "import resource, sys, train; resource.setrlimit(resource.RLIMIT_FSIZE, "
+        "(500_000, 500_000)); sys.exit(train.main(sys.argv[1:]))"
+    )
+    arguments = ["adam", *DRY, "--resume", "--output", str(tmp_path)]
+    result = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert result.returncode == 2
+    assert "train.py: the results cannot be written: " in result.stderr.splitlines()[-1]
+    assert os.listdir(tmp_path) == [".adam-0.resume"]
+    train.main(arguments)
+    assert os.listdir(tmp_path) == ["adam-0"]
+
+
+def test_a_folder_that_vanishes_ends_a_resumable_run_in_one_sentence(
+    tmp_path, monkeypatch, capsys
+):
+    def vanish(*_):
+        shutil.rmtree(tmp_path / "runs")
+        return train.pd.DataFrame(), None
+
+    monkeypatch.setattr(train, "evaluate", vanish)
+    with pytest.raises(SystemExit) as leaving:
+        train.main(["adam", *DRY, "--resume", "--output", str(tmp_path / "runs")])
+    assert leaving.value.code == 2
+    assert "the results cannot be written" in capsys.readouterr().err.splitlines()[-1]
+    assert os.listdir(tmp_path) == []
+
+
+def test_results_moved_away_by_a_killed_run_come_back(tmp_path):
+    # Killed after the older results were moved away, before the new ones came.
+    old = tmp_path / ".adam-0.resume" / "old"
+    old.mkdir(parents=True)
+    (old / "metrics.json").write_text("old")
+    arguments = ["adam", "--resume", "--output", str(tmp_path)]
+    options = train.command_line().parse_args(arguments)
+    with pytest.raises(ZeroDivisionError), train.folder_in_the_making(options):
+        raise ZeroDivisionError
+    assert (tmp_path / "adam-0" / "metrics.json").read_text() == "old"
+    assert not old.exists()
