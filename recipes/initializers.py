@@ -1,17 +1,23 @@
-"""Initial weights chosen from the activation that follows them, with the right fans.
+"""Initial weights chosen from the activation that follows, or measured on a batch.
 
 For every layer that has an activation: Keras starts each kernel with Glorot, which is
 right for tanh and sigmoid, halves the signal's power at every ReLU, and knows nothing
 of the slope of a leaky one. `initializer_for` looks the activation up and returns one
 of Keras's own initializers, a fresh one each call, because one unseeded instance given
-to two layers starts both with the same weights (Keras 3.15).
+to two layers starts both with the same weights (Keras 3.15). `lsuv` does without a
+formula: it scales the kernels of a built model until a batch of your data leaves each
+layer with unit variance, whatever the activations, the skips and the pooling between.
 
 Not for recurrent, embedding, attention and einsum kernels, whose fans are other axes;
 and not needed where batch normalization follows every layer, though it does no harm.
 
+This file is longer than most: the first way is a table of all activations of Keras, the
+second a list of all that it must leave alone.
+
 ```python
 import keras
-from recipes.initializers import initializer_for
+import numpy as np
+from recipes.initializers import initializer_for, lsuv
 
 model = keras.Sequential([keras.Input((28, 28, 1))])
 model.add(keras.layers.Conv2D(8, 3, kernel_initializer=initializer_for("relu")))
@@ -22,6 +28,10 @@ model.add(leaky)
 model.add(keras.layers.Flatten())
 start = initializer_for("softmax")
 model.add(keras.layers.Dense(10, activation="softmax", kernel_initializer=start))
+
+plain = [keras.layers.Dense(32, activation="tanh") for _ in range(10)]
+model = keras.Sequential([keras.Input((64,)), *plain])
+print(lsuv(model, np.random.rand(128, 64)))
 ```
 
 Reference: He, Zhang, Ren, Sun, "Delving Deep into Rectifiers", 2015,
@@ -30,8 +40,13 @@ Reference: Glorot, Bengio, "Understanding the Difficulty of Training Deep Feedfo
 Neural Networks", 2010, https://proceedings.mlr.press/v9/glorot10a.html
 Reference: Klambauer et al., "Self-Normalizing Neural Networks", 2017,
 https://arxiv.org/abs/1706.02515
-Revised: 0.1.0
+Reference: Mishkin, Matas, "All You Need Is a Good Init", 2016,
+https://arxiv.org/abs/1511.06422
+Revised: 0.2.0
 """
+
+import contextlib
+import numbers
 
 import keras
 import numpy as np
@@ -98,9 +113,26 @@ _DISTRIBUTIONS = {"normal": "truncated_normal", "uniform": "uniform"}
 
 _LEAKY_RELU_SLOPE = 0.2  # of the function; the layer LeakyReLU has 0.3
 
+# What LSUV scales, and what it may pass over although it has weights.
+_SCALABLE = (
+    keras.layers.Dense,
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+)
+_PASSED_OVER = (
+    keras.layers.BatchNormalization,
+    keras.layers.GroupNormalization,
+    keras.layers.LayerNormalization,
+    keras.layers.Normalization,
+    keras.layers.RMSNormalization,
+    keras.layers.PReLU,
+)
+_MOST_SCALINGS = 10  # one will do, but for biases and small floats
+
 
 def initializer_for(activation, *, kernel="dense", distribution="normal", seed=None):
-    """A fresh Keras initializer that suits the activation after the kernel.
+    """Return a fresh Keras initializer that suits the activation after the kernel.
 
     For the `kernel_initializer` (or `depthwise_initializer`) of a layer. Not for
     biases: they start at zero.
@@ -162,6 +194,102 @@ def initializer_for(activation, *, kernel="dense", distribution="normal", seed=N
     )
 
 
+def lsuv(model, x, *, target_std=1.0, tolerance=0.1):
+    """Start a model with orthonormal kernels, scaled to unit variance on a batch.
+
+    Layer-sequential unit-variance initialization, for deep networks before their
+    training, above all where no formula fits: unusual activations, skips, pooling,
+    inputs that are not standardized. Not after training, which it would undo, and not
+    beside batch normalization before each activation, which scales by itself.
+
+    Each kernel W, as a matrix of one column per unit, first becomes a random
+    orthonormal one. Then, in the order of the computation,
+
+    W <- W s / std(z) until |std(z) / s - 1| <= t
+
+    with s the `target_std`, t the `tolerance`, and z = W x + b the outputs of the layer
+    *before* its activation, over all inputs, units and positions of the batch, as in
+    the paper; one scaling is enough unless biases are not zero.
+
+    The model runs as it predicts: dropout off, batch normalization with its moving
+    statistics. Nothing in it changes but those kernels. Frozen layers keep theirs.
+
+    ```python
+    import keras
+    import numpy as np
+    from recipes.initializers import lsuv
+
+    deep = [keras.layers.Dense(16, activation="gelu") for _ in range(5)]
+    model = keras.Sequential([keras.Input((8,)), *deep])
+    print(lsuv(model, np.random.rand(100, 8)))  # "after" is 1 in all rows
+    ```
+
+    Args:
+        model: a built Sequential or Functional model, which may be nested, whose
+            trainable kernels are those of Dense, Conv1D, Conv2D and Conv3D layers,
+            each called once.
+        x: one batch as the model takes it, some hundred inputs. It runs at once.
+        target_std: s, above 0.
+        tolerance: t, above 0 and below 1. The paper's 0.1 bounds the variance.
+
+    Returns:
+        A DataFrame with one row per treated layer, in the order of the computation:
+        std(z) `before`, with the weights the model had, and `after`.
+
+    Raises:
+        ValueError: if an argument is out of its range, the model is unbuilt,
+            subclassed or has other trainable weights, a layer is called more than
+            once, or has outputs that cannot be scaled: without variance on `x`, not
+            finite, or ruled by biases. The model is then as it was.
+    """
+    import pandas
+
+    target_std = _check_between("target_std", target_std, 1e-6, 1e6)
+    tolerance = _check_between("tolerance", tolerance, 0.0, 1.0)
+    layers = _layers_to_scale(model)
+    before, after = {}, {}
+
+    def measure(layer, linear):
+        if layer in before:
+            raise ValueError(
+                "`model` must call each layer with a kernel once. "
+                f"Received: {layer.name}, which is called more than once"
+            )
+        outputs = linear()
+        before[layer] = _deviation(outputs)
+        return outputs
+
+    def scale(layer, linear):
+        kernel = keras.initializers.Orthogonal()(layer.kernel.shape, "float32")
+        for _ in range(_MOST_SCALINGS):
+            layer.kernel.assign(kernel)
+            outputs = linear()
+            deviation = after[layer] = _deviation(outputs)
+            if abs(deviation / target_std - 1.0) <= tolerance:
+                return outputs
+            if not 0.0 < deviation < np.inf:
+                break
+            kernel = kernel * (target_std / deviation)
+        raise ValueError(
+            "`x` must give each layer outputs that its kernel can scale to a "
+            f"deviation of {target_std}. Received: {layer.name}, with {deviation}"
+        )
+
+    kernels = [keras.ops.convert_to_numpy(layer.kernel) for layer in layers]
+    try:
+        for treatment in (measure, scale):
+            with _linear_parts_through(treatment, layers):
+                model(x, training=False)
+    except BaseException:
+        for layer, kernel in zip(layers, kernels, strict=True):
+            layer.kernel.assign(kernel)
+        raise
+    return pandas.DataFrame(
+        {"before": [before[layer] for layer in after], "after": after.values()},
+        index=pandas.Index([layer.path for layer in after], name="layer"),
+    )
+
+
 def _scheme_and_slope(activation):
     layers = keras.layers
     if isinstance(activation, layers.Activation):
@@ -215,3 +343,77 @@ def _check_seed(seed):
             f"keras.random.SeedGenerator. Received: seed={seed!r}"
         )
     return int(seed)
+
+
+def _layers_to_scale(model):
+    if not _is_built_graph(model):
+        raise ValueError(
+            "`model` must be a built Sequential or Functional model. "
+            f"Received: model={model}"
+        )
+    layers, others = [], []
+    for layer in dict.fromkeys(_layers_inside(model)):
+        if not getattr(layer, "trainable_weights", None):  # or an operation
+            continue
+        plain = 1 + getattr(layer, "use_bias", False)  # more: LoRA, PReLU inside
+        if type(layer) in _SCALABLE and len(layer.weights) == plain:
+            layers.append(layer)
+        elif not isinstance(layer, _PASSED_OVER):
+            others.append(f"{layer.name} ({type(layer).__name__})")
+    if others or not layers:
+        raise ValueError(
+            "`model` must have kernels to scale, and no trainable weights but those of "
+            "plain Dense and convolutional layers, normalization and PReLU. "
+            f"Received: {', '.join(others) or 'no such kernel'}"
+        )
+    return layers
+
+
+def _is_built_graph(layer):
+    is_graph = isinstance(layer, keras.Sequential) or hasattr(layer, "outputs")
+    return isinstance(layer, keras.Model) and layer.built and is_graph
+
+
+def _layers_inside(model):
+    for layer in model.layers:
+        yield from _layers_inside(layer) if _is_built_graph(layer) else [layer]
+
+
+@contextlib.contextmanager
+def _linear_parts_through(treatment, layers):
+    """Run each layer as activation(treatment(layer, its linear part)), for a while."""
+
+    def treated(layer, call, activation):
+        def run(*args, **kwargs):
+            layer.activation = None
+            try:
+                outputs = treatment(layer, lambda: call(*args, **kwargs))
+            finally:
+                layer.activation = activation
+            return activation(outputs)
+
+        return run
+
+    try:
+        for layer in layers:  # past Keras's own bookkeeping of attributes
+            layer.__dict__["call"] = treated(layer, layer.call, layer.activation)
+        yield
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("call", None)
+
+
+def _deviation(outputs):
+    with np.errstate(all="ignore"):  # infinite outputs have none
+        outputs = keras.ops.convert_to_numpy(keras.ops.cast(outputs, "float32"))
+        return float(np.std(outputs, dtype="float64"))
+
+
+def _check_between(name, value, low, high):
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not (is_number and low < value < high):
+        raise ValueError(
+            f"`{name}` must be a number above {low} and below {high}. "
+            f"Received: {name}={value!r}"
+        )
+    return float(value)

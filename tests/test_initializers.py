@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipes.initializers import initializer_for
+from recipes.initializers import initializer_for, lsuv
 
 HE = (
     "relu relu6 leaky_relu threshold elu celu gelu glu silu swish mish hard_silu "
@@ -337,3 +337,239 @@ def test_wrong_option_is_refused_by_name(argument):
     (name,) = argument
     with pytest.raises(ValueError, match=f"`{name}` must be .*Received: {name}="):
         initializer_for("relu", **argument)
+
+
+# lsuv
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype("float32")
+
+
+def dense_stack(activation="relu", depth=3, width=32, **options):
+    stack = [
+        keras.layers.Dense(width, activation, name=f"dense_{n}", **options)
+        for n in range(depth)
+    ]
+    return keras.Sequential([keras.Input((16,)), *stack])
+
+
+def branched_model():
+    """Convolutions, skip, nested model, normalization and dropout, in one."""
+    block = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8, "gelu")])
+    inputs = keras.Input((6, 6, 2))
+    x = keras.layers.Conv2D(8, 3, activation="tanh")(inputs)
+    short = keras.layers.Conv2D(8, 1, use_bias=False)(x)
+    x = keras.layers.BatchNormalization()(short)
+    x = keras.layers.PReLU()(x)
+    x = keras.layers.Conv2D(8, 3, padding="same")(x) + short
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    x = keras.layers.Dropout(0.5, seed=1)(block(x))
+    x = keras.layers.Dense(3, activation=keras.layers.LeakyReLU(0.1))(x)
+    return keras.Model(inputs, x)
+
+
+def kernels_of(model):
+    return [numpy_of(w) for w in model.weights if w.name == "kernel"]
+
+
+def parts_of(model):
+    for layer in model.layers:
+        yield from parts_of(layer) if hasattr(layer, "layers") else [layer]
+
+
+def state_of(model):
+    return [numpy_of(v) for v in model.variables if v.name != "kernel"]
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "gelu", "sigmoid"])
+def test_lsuv_gives_each_layer_unit_variance_before_its_activation(activation):
+    model = dense_stack(activation)
+    x = 3.0 + 7.0 * noise(100, 16)
+    functions = {
+        "relu": lambda z: np.maximum(z, 0),
+        "tanh": np.tanh,
+        "gelu": lambda z: numpy_of(keras.activations.gelu(z)),
+        "sigmoid": lambda z: 1.0 / (1.0 + np.exp(-z)),
+    }
+
+    def deviations():
+        signal, found = x, []
+        for kernel in kernels_of(model):
+            found.append((signal @ kernel).std())
+            signal = functions[activation](signal @ kernel)
+        return found
+
+    before = deviations()
+    table = lsuv(model, x)
+    assert list(table.index) == [layer.path for layer in model.layers]
+    np.testing.assert_allclose(table["before"], before, rtol=1e-3)
+    np.testing.assert_allclose(table["after"], deviations(), rtol=1e-3)
+    np.testing.assert_allclose(table["after"], 1.0, atol=0.1)
+    assert abs(table["before"] - 1.0).max() > 1.0
+
+
+def test_kernels_of_lsuv_are_orthonormal_up_to_one_factor():
+    model = dense_stack("tanh", width=12)
+    lsuv(model, noise(100, 16))
+    for kernel in kernels_of(model):
+        squares = kernel.T @ kernel
+        expected = np.eye(12) * squares[0, 0]
+        np.testing.assert_allclose(squares, expected, atol=1e-4 * squares[0, 0])
+
+
+def test_lsuv_takes_convolutions_skips_and_nested_models():
+    model = branched_model()
+    x = 9.0 * noise(32, 6, 6, 2)
+    table = lsuv(model, x)
+    assert len(table) == len(kernels_of(model)) == 5
+    np.testing.assert_allclose(table["after"], 1.0, atol=0.1)
+    conv = model.layers[1]
+    z = numpy_of(keras.ops.conv(x, conv.kernel))
+    assert z.std() == pytest.approx(table["after"].iloc[0], rel=1e-4)
+    # The table again, from the outputs that Keras gives where nothing follows them.
+    last = keras.Model(model.input, model.layers[-1].output)
+    outputs = numpy_of(last(x))
+    linear = np.where(outputs > 0, outputs, outputs / 0.1)
+    assert linear.std() == pytest.approx(table["after"].iloc[-1], rel=1e-3)
+
+
+def test_lsuv_changes_nothing_but_kernels():
+    model = branched_model()
+    model.compile("adam", "mse")
+    model.optimizer.build(model.trainable_variables)
+    for variable in [*model.weights, *model.optimizer.variables]:
+        variable.assign(numpy_of(variable) + 1)
+    frozen = model.layers[1]
+    frozen.trainable = False
+    start = frozen.get_weights()
+    before = state_of(model) + [numpy_of(v) for v in model.optimizer.variables]
+    activations = [getattr(part, "activation", None) for part in parts_of(model)]
+    calls = [part.call for part in parts_of(model)]
+    table = lsuv(model, noise(32, 6, 6, 2))
+    assert len(table) == 4
+    after = state_of(model) + [numpy_of(v) for v in model.optimizer.variables]
+    for old, new in zip(before + start, after + frozen.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    again = [getattr(part, "activation", None) for part in parts_of(model)]
+    assert all(a is b for a, b in zip(activations, again, strict=True))
+    assert calls == [part.call for part in parts_of(model)]
+    assert "call" not in vars(model.layers[-1])
+
+
+def test_lsuv_wakes_a_network_up_whose_inputs_are_small():
+    x = 0.01 * noise(100, 16)
+    model = dense_stack("tanh", depth=12)
+    glorot = numpy_of(model(x)).std()
+    lsuv(model, x)
+    assert numpy_of(model(x)).std() > 0.5 > 20 * glorot
+
+
+def test_biases_are_part_of_the_outputs_and_take_several_scalings():
+    model = dense_stack(depth=2)
+    for layer in model.layers:
+        layer.bias.assign(0.5 * np.sign(noise(32)))
+    x = noise(100, 16)
+    table = lsuv(model, x, tolerance=0.001)
+    first = x @ kernels_of(model)[0] + numpy_of(model.layers[0].bias)
+    assert first.std() == pytest.approx(1.0, abs=0.002)
+    np.testing.assert_allclose(table["after"], 1.0, atol=0.001)
+
+
+def test_target_and_tolerance_are_kept():
+    model, x = dense_stack(), noise(100, 16)
+    np.testing.assert_allclose(lsuv(model, x, target_std=3)["after"], 3.0, rtol=0.1)
+    # Orthonormal kernels of one square layer keep the deviation of white noise.
+    square = keras.Sequential([keras.Input((16,)), keras.layers.Dense(16)])
+    lsuv(square, x, tolerance=0.3)
+    kernel = kernels_of(square)[0]
+    np.testing.assert_allclose(kernel.T @ kernel, np.eye(16), atol=1e-5)
+
+
+def test_global_seed_makes_lsuv_repeat():
+    models = dense_stack(), dense_stack()
+    for model in models:
+        keras.utils.set_random_seed(3)
+        lsuv(model, noise(100, 16))
+    for first, second in zip(*map(kernels_of, models), strict=True):
+        np.testing.assert_array_equal(first, second)
+    assert np.any(kernels_of(models[0])[1] != kernels_of(models[0])[2])
+
+
+def test_lsuv_works_in_mixed_precision():
+    model = dense_stack(dtype="mixed_float16")
+    np.testing.assert_allclose(lsuv(model, noise(100, 16))["after"], 1.0, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    "layer, shape",
+    [
+        (keras.layers.LSTM(3), (4, 2)),
+        (keras.layers.DepthwiseConv1D(3), (4, 2)),
+        (keras.layers.Conv1DTranspose(3, 2), (4, 2)),
+        (keras.layers.TimeDistributed(keras.layers.Dense(3)), (4, 2)),
+        (keras.layers.EinsumDense("ab,bc->ac", 3), (4,)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_layers_that_lsuv_does_not_treat_are_refused_by_name(layer, shape):
+    model = keras.Sequential([keras.Input(shape), layer, keras.layers.Dense(2)])
+    before = model.get_weights()
+    message = rf"Received: {layer.name} \({type(layer).__name__}\)$"
+    with pytest.raises(ValueError, match=message):
+        lsuv(model, noise(5, *shape))
+    layer.trainable = False
+    assert len(lsuv(model, noise(5, *shape))) == 1
+    for old, new in zip(before[:-2], model.get_weights()[:-2], strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_a_layer_called_twice_is_refused_and_nothing_changed():
+    inputs = keras.Input((8,))
+    twice = keras.layers.Dense(8, name="twice")
+    model = keras.Model(inputs, twice(keras.layers.Dense(8)(twice(inputs))))
+    before = kernels_of(model)
+    with pytest.raises(ValueError, match="once. Received: twice, which"):
+        lsuv(model, noise(5, 8))
+    for old, new in zip(before, kernels_of(model), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf], ids=str)
+def test_outputs_that_cannot_be_scaled_are_refused_and_nothing_changed(value):
+    model = dense_stack()
+    before = kernels_of(model)
+    with pytest.raises(ValueError, match="`x` must give each.*Received: dense_0, with"):
+        lsuv(model, np.full((5, 16), value, "float32"))
+    model.layers[1].bias.assign(100.0 * noise(32))  # whose deviation alone is 100
+    with pytest.raises(ValueError, match="`x` must give each.*Received: dense_1, with"):
+        lsuv(model, noise(5, 16))
+    for old, new in zip(before, kernels_of(model), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert model.layers[0].activation is keras.activations.relu
+
+
+def test_unbuilt_subclassed_and_kernelless_models_are_refused():
+    class Own(keras.Model):
+        def call(self, x):
+            return x
+
+    own = Own()
+    own(noise(2, 3))
+    unbuilt = keras.Sequential([keras.layers.Dense(2)])
+    for model in (own, unbuilt, keras.layers.Dense(2)):
+        with pytest.raises(ValueError, match="`model` must be a built.*: model="):
+            lsuv(model, noise(2, 3))
+    empty = keras.Sequential([keras.Input((3,)), keras.layers.ReLU()])
+    with pytest.raises(ValueError, match="Received: no such kernel"):
+        lsuv(empty, noise(2, 3))
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("target_std", value) for value in (0, -1.0, np.nan, np.inf, True, "1", None)]
+    + [("tolerance", value) for value in (0.0, 1, -0.1, np.nan, False, "0.1")],
+)
+def test_wrong_numbers_of_lsuv_are_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=f"`{name}` must be.*Received: {name}="):
+        lsuv(dense_stack(), noise(2, 16), **{name: value})
