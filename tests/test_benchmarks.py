@@ -376,7 +376,8 @@ def test_training_is_that_of_the_training_script(monkeypatch, garments):
 
     run = train.Run(build, epochs=2, batch_size=10, scale="unit")
     monkeypatch.setitem(train.RUNS, "tiny", run)
-    options = types.SimpleNamespace(run="tiny", seed=3, epochs=None, dry_run=False)
+    options = train.command_line().parse_args(["baseline", "--seed", "3"])
+    options.run = "tiny"
     with pytest.raises(Training) as theirs:
         train.train(options, garments, "garments", folder=None)
     with pytest.raises(Training) as ours:
