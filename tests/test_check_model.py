@@ -147,7 +147,6 @@ def test_shares_of_each_region_equal_those_of_the_closed_slopes():
         ("elu", lambda z: np.exp(np.minimum(z, 0)), 1.0),
         ("softsign", lambda z: 1 / (1 + np.abs(z)) ** 2, 1.0),
     ],
-    ids=str,
 )
 def test_regions_of_each_kind_of_activation(activation, slope, largest):
     z = np.linspace(-6.03, 6.01, 384).reshape(64, 6).astype("float32")

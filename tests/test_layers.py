@@ -251,7 +251,7 @@ def make_layer(name):
     return getattr(keras.layers, name)()
 
 
-@pytest.mark.parametrize("activation, known", kerass_activations(), ids=str)
+@pytest.mark.parametrize("activation, known", kerass_activations())
 def test_initial_weights_suit_the_activation(activation, known):
     expected = initializer_for(known)
     kernel = dense_block(4, activation)[0].kernel_initializer
@@ -411,7 +411,7 @@ def test_wrong_counts_are_refused_by_name(count):
 
 
 @pytest.mark.parametrize(
-    "activation", ["Relu", "", 3, keras.layers.ReLU, lambda z: z, ["relu"]], ids=str
+    "activation", ["Relu", "", 3, keras.layers.ReLU, lambda z: z, ["relu"]]
 )
 def test_unknown_activations_are_refused(activation):
     for make in (dense_block, HighwayDense, ResidualDense, ResidualConv2D):
