@@ -2,9 +2,9 @@
 # caches of pip and Keras.
 PYTHON ?= python3
 BIN := .venv/bin
-# Each process imports a backend, which takes a gigabyte. On JAX, compiling takes most of
-# the time; `make test-all` compiles as users do.
-PARALLEL := --numprocesses auto --maxprocesses 4
+# On JAX a process grows to four gigabytes, and compiling takes most of its time:
+# `make test-all` compiles as users do.
+PARALLEL := --numprocesses auto --maxprocesses 2
 # Debian's package lists and downloads are kept apart from the system's.
 APT := apt-get -qq -o Dir::State=$(CURDIR)/data/apt -o Dir::Cache=$(CURDIR)/data/apt \
        -o Debug::NoLocking=1 -o APT::Sandbox::User=

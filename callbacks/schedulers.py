@@ -716,6 +716,8 @@ def _result(name, value, below=math.inf):
 
 def _is_number(value):
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if isinstance(value, np.generic):
+        value = value.item()  # float32 would be compared in float32, and warn
     return is_number and abs(value) <= sys.float_info.max  # false for NaN
 
 

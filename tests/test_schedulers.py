@@ -860,3 +860,8 @@ def test_a_formulas_state_is_checked_too(wrong):
     for scheduler in (PowerScheduler(0.1, decay_epochs=1), linear_cycle()):
         with pytest.raises(ValueError, match="`state` must .*keys epoch. Received: st"):
             scheduler.set_state(wrong)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_numpys_scalars_are_numbers_and_do_not_warn(kind):
+    assert PowerScheduler(kind(0.5), decay_epochs=kind(2)).rate_at(2) == 0.25

@@ -22,7 +22,18 @@ from kill_and_resume import kill_and_resume  # noqa: E402
 DRY = ["--dry-run", "--data", "garments"]
 
 
-@pytest.mark.parametrize("name", train.RUNS)
+# On JAX compiling them takes minutes: all but one of each kind are for make test-all.
+ON_BOTH = {"recommended", "clip_norm", "nadam", "one_cycle_scheduler", "l1", "dropout"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * is_slow)
+        for name in train.RUNS
+        for is_slow in [keras.backend.backend() == "jax" and name not in ON_BOTH]
+    ],
+)
 def test_every_run_trains_and_leaves_its_files(name, tmp_path, capsys):
     assert train.main([name, *DRY, "--output", str(tmp_path), "--seed", "3"]) == 0
     folder = tmp_path / f"{name}-3"
