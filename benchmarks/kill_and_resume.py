@@ -2,7 +2,7 @@
 
     python benchmarks/kill_and_resume.py --kills 20
 
-Four runs take turns: with dropout, with a callback that waits for a plateau, with one
+Four runs take turns, each twice: with dropout, with a callback that waits for a plateau, with one
 that changes the momentum, with alpha dropout. Each is killed by SIGKILL at a moment
 drawn between its first epoch and its end, one or two times, and then left to end. The
 weights, the optimizer's slots, history.csv and the scores must be those of the run
@@ -111,7 +111,7 @@ def kill_and_resume(num_kills, backend, seed=0):
     wholes, num_right = {}, 0
     with tempfile.TemporaryDirectory() as scratch:
         for number in range(num_kills):
-            run = RUNS[number % len(RUNS)]
+            run = RUNS[number // 2 % len(RUNS)]
             if run not in wholes:
                 folder = pathlib.Path(scratch, run)
                 folder.mkdir()

@@ -22,16 +22,15 @@ from kill_and_resume import kill_and_resume  # noqa: E402
 DRY = ["--dry-run", "--data", "garments"]
 
 
-# On JAX compiling them takes minutes: all but one of each kind are for make test-all.
-ON_BOTH = {"recommended", "clip_norm", "nadam", "one_cycle_scheduler", "l1", "dropout"}
+# All but one of each kind are for make test-all.
+FEW = {"recommended", "clip_norm", "nadam", "one_cycle_scheduler", "l1", "dropout"}
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] * is_slow)
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in FEW))
         for name in train.RUNS
-        for is_slow in [keras.backend.backend() == "jax" and name not in ON_BOTH]
     ],
 )
 def test_every_run_trains_and_leaves_its_files(name, tmp_path, capsys):
