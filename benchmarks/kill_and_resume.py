@@ -4,8 +4,8 @@
 
 Four runs take turns, two kills each: with dropout, with a callback that waits for a
 plateau, with one that changes the momentum, with alpha dropout. SIGKILL comes at a
-moment drawn between the first epoch and the end, once or twice, and then the run is
-left to end. The weights, the optimizer's slots, history.csv and the scores must be
+moment drawn between the first epoch and the end, once or twice; a run that has ended
+before it is begun again, and killed after half the time. Then it is left to end. The weights, the optimizer's slots, history.csv and the scores must be
 those of the run never stopped, to the bit, and nothing else may lie in the folder.
 
 Prints a line for each kill and how many were as they should be on each backend. The
@@ -27,9 +27,12 @@ import h5py
 import numpy as np
 
 ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from train import FILES  # noqa: E402
+
 RUNS = ["recommended", "plateau_scheduler", "one_cycle_scheduler", "alpha_dropout"]
 EPOCHS = 12
-LEFT = {"model.keras", "history.csv", "metrics.json", "curves.png", "uncertainty.png"}
 
 
 def start(run, folder, backend):
@@ -43,7 +46,7 @@ def start(run, folder, backend):
         )
 
 
-def seconds_until_training(process, folder):
+def training_begins(process, folder):
     """Wait for the first epoch's line; return whether it came."""
     known = len((folder / "log").read_bytes())
     while process.poll() is None:
@@ -56,17 +59,17 @@ def seconds_until_training(process, folder):
 def run_whole(run, folder, backend):
     """Run to the end; return the seconds from the first epoch on."""
     process = start(run, folder, backend)
-    seconds_until_training(process, folder)
+    training_begins(process, folder)
     began = time.perf_counter()
     if process.wait():
         raise RuntimeError((folder / "log").read_text())
     return time.perf_counter() - began
 
 
-def kill_once(run, folder, backend, delay):
+def is_killed(run, folder, backend, delay):
     """Run, and kill after the delay; return whether it was still alive then."""
     process = start(run, folder, backend)
-    if seconds_until_training(process, folder):
+    if training_begins(process, folder):
         time.sleep(delay)
     is_alive = process.poll() is None
     process.kill()
@@ -94,7 +97,7 @@ def outcome(run, folder):
         del scores["seconds"]
     found["metrics"] = json.dumps(metrics, sort_keys=True)
     names = {path.name for path in folder.iterdir()} - {"log", results.name}
-    names |= {path.name for path in results.iterdir()} - LEFT
+    names |= {path.name for path in results.iterdir()} - FILES
     found["left over"] = sorted(names)
     return found
 
@@ -119,14 +122,16 @@ def kill_and_resume(num_kills, backend, seed=0):
             seconds, expected = wholes[run]
             folder = pathlib.Path(scratch, str(number))
             folder.mkdir()
-            moments = [f"{rng.uniform(0, seconds):.3f}" for _ in range(1 + number % 2)]
-            alive = [kill_once(run, folder, backend, float(m)) for m in moments]
+            moments = rng.uniform(0, seconds, size=1 + number % 2)
+            for i in range(len(moments)):
+                while not is_killed(run, folder, backend, moments[i]):
+                    moments[i] /= 2
             run_whole(run, folder, backend)
             wrong = differences(expected, outcome(run, folder))
             num_right += not wrong
             print(
-                f"{backend} {number + 1:2}: {run}, {' and '.join(moments)} s of "
-                f"{seconds:.1f}, killed {sum(alive)} times: "
+                f"{backend} {number + 1:2}: {run}, killed after "
+                f"{' and '.join(f'{m:.3f}' for m in moments)} s of {seconds:.1f}: "
                 f"{'the same' if not wrong else 'NOT the same: ' + ', '.join(wrong)}",
                 flush=True,
             )

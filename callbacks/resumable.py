@@ -148,18 +148,20 @@ class Resumable(keras.callbacks.CallbackList):
                 f"returns. Received: data={data!r}"
             )
         try:
-            settings = json.loads(json.dumps(settings, allow_nan=False))
-        except (TypeError, ValueError) as error:
+            held = json.loads(json.dumps(settings, allow_nan=False))
+        except (TypeError, ValueError):
+            held = ()
+        if held is not None and not isinstance(held, dict):
             raise ValueError(
-                "`settings` must be a dictionary that JSON can hold. "
+                "`settings` must be None or a dictionary that JSON can hold. "
                 f"Received: settings={settings!r}"
-            ) from error
+            )
         if verbose not in (0, 1):
             raise ValueError(f"`verbose` must be 0 or 1. Received: verbose={verbose!r}")
         super().__init__(list(callbacks))
         self.directory = pathlib.Path(directory)
         self.data = data
-        self.settings = settings
+        self.settings = held
         self.verbose = verbose
         self._num_fits = 0  # complete ones
         self._state = None  # what this fit goes on from

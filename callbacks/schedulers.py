@@ -107,7 +107,8 @@ class _Scheduler:
             )
             self._warned = True
         variable.assign(value)
-        self._own[name] = float(variable.value)  # rounded
+        # As it was rounded there, without reading it back in every step.
+        self._own[name] = float(np.asarray(value, variable.dtype))
 
 
 class _FormulaScheduler(_Scheduler, keras.callbacks.Callback):

@@ -1027,7 +1027,7 @@ def test_several_inputs_in_batches(source):
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
 def test_whole_numbers_and_half_precision(policy):
-    keras.utils.set_random_seed(0)  # bfloat16 is coarse: a class may have no spread
+    keras.utils.set_random_seed(0)  # in bfloat16 some weights leave a class no spread
     model = sequential(
         layers.Rescaling(1 / 255, dtype=policy),
         layers.Dense(8, "relu", dtype=policy),
@@ -1036,7 +1036,7 @@ def test_whole_numbers_and_half_precision(policy):
     )
     x = np.random.default_rng(0).integers(0, 256, (5, 6), dtype=np.uint8)
     result = sample(model, x)
-    assert result.std.max(axis=1).min() > 0 and result.mutual_information.min() > 0
+    assert result.std.min() > 0 and result.mutual_information.min() > 0
     np.testing.assert_allclose(result.mean.sum(axis=1), 1, atol=5e-3)
 
 

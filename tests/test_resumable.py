@@ -474,8 +474,12 @@ def test_misuse_is_refused_at_the_start_of_training(tmp_path):
         ({"callbacks": [keras.callbacks.History()]}, "get_state.*Received: History"),
         ({"callbacks": ["early"]}, "`callbacks` must be Keras callbacks.*: str"),
         ({"data": np.ones(3)}, "`data` must have an integer attribute `epoch`"),
-        ({"settings": {"rate": np.ones(2)}}, "`settings` must be a dictionary"),
-        ({"settings": {"rate": float("nan")}}, "`settings` must be a dictionary"),
+        ({"settings": {"rate": np.ones(2)}}, "`settings` must be None or a dictionary"),
+        (
+            {"settings": {"rate": float("nan")}},
+            "`settings` must be None or a dictionary",
+        ),
+        ({"settings": [0.1]}, "Received: settings=\\[0.1\\]"),
         ({"verbose": 2}, "`verbose` must be 0 or 1. Received: verbose=2"),
     ],
 )
