@@ -1,12 +1,15 @@
-"""Time what schedules, callbacks and clipping add to a training step, side by side.
+"""Time what schedules, callbacks, clipping and monitors add to a training step.
 
-    python benchmarks/training_speed.py schedules callbacks clipping
+    python benchmarks/training_speed.py schedules callbacks clipping monitors
 
 All variants train the same small net and take turns in an order drawn anew for each
 round, so that a slow moment of the machine meets them all; what one adds is its time
 less that of plain training in the same round. `microseconds` is the median over the
 rounds, `low` and `high` bound it with 95 % confidence. "plain training, again" is no
 variant at all: what it seems to add is the error of the measurement.
+
+A turn is an epoch of 400 steps. For the monitors, which compile in each fit, it is the
+five after the first; their probe is 256 rows, four batches.
 
 Appends to benchmarks/results/training_speed.csv; a group that has been measured with
 this backend on this machine is left out. Nothing else should run on the machine
@@ -30,6 +33,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from callbacks.clipping_logger import ClippingLogger  # noqa: E402
+from callbacks.monitors import ActivationMonitor, GradientMonitor  # noqa: E402
 from callbacks.nonfinite_guard import NonFiniteGuard  # noqa: E402
 from callbacks.schedulers import (  # noqa: E402
     ExponentialScheduler,
@@ -43,8 +47,9 @@ from recipes import schedules  # noqa: E402
 from recipes.optimizers import make_optimizer  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "training_speed.csv"
-STEPS = 400  # of an epoch, which is what is timed
+STEPS = 400  # of an epoch
 BATCH_SIZE = 64
+PROBE_SIZE = 256
 PLAIN = "plain training"
 
 
@@ -63,6 +68,19 @@ def with_callback(make, optimizer=keras.optimizers.SGD):
 
 def with_clipping(**bounds):
     return Variant(lambda: make_optimizer("sgd", **bounds))
+
+
+def gradient_monitor(every_epochs=1):
+    return GradientMonitor(*made_data(PROBE_SIZE), every_epochs=every_epochs)
+
+
+def activation_monitor(every_epochs=1):
+    return ActivationMonitor(made_data(PROBE_SIZE)[0], every_epochs=every_epochs)
+
+
+def made_data(num_rows):
+    x = np.random.default_rng(0).random((num_rows, 784), np.float32)
+    return x, np.arange(num_rows) % 10
 
 
 POWER = schedules.PowerDecay(0.01, 1000)
@@ -126,32 +144,50 @@ GROUPS = {
             lambda: make_optimizer("sgd", global_clipnorm=1e3),
         ),
     },
+    "monitors": {
+        "GradientMonitor, each epoch": with_callback(gradient_monitor),
+        "GradientMonitor, every 5 epochs": with_callback(lambda: gradient_monitor(5)),
+        "ActivationMonitor, each epoch": with_callback(activation_monitor),
+        "ActivationMonitor, every 5 epochs": with_callback(
+            lambda: activation_monitor(5)
+        ),
+    },
 }
+# Epochs in a turn, after one that is not timed; else the first is the turn.
+EPOCHS_AFTER_THE_FIRST = {"monitors": 5}
 
 
-def prepare(variant):
-    """A function that trains one epoch and returns its seconds."""
+def prepare(variant, epochs_after_the_first):
+    """A function that trains and returns the seconds of its turn."""
     keras.utils.set_random_seed(0)
     hidden = [keras.layers.Dense(100, "relu") for _ in range(2)]
     model = keras.Sequential(
         [keras.Input((784,)), *hidden, keras.layers.Dense(10, "softmax")]
     )
     model.compile(variant.optimizer(), loss="sparse_categorical_crossentropy")
-    x = np.random.default_rng(0).random((STEPS * BATCH_SIZE, 784), np.float32)
-    y = np.arange(len(x)) % 10
+    x, y = made_data(STEPS * BATCH_SIZE)
 
     def train():
-        began = time.perf_counter()
-        model.fit(x, y, batch_size=BATCH_SIZE, verbose=0, callbacks=variant.callbacks())
-        return time.perf_counter() - began
+        times = [time.perf_counter()]  # and at the end of each epoch
+        clock = keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda epoch, logs: times.append(time.perf_counter())
+        )
+        callbacks = [*variant.callbacks(), clock]
+        options = {"epochs": 1 + epochs_after_the_first, "verbose": 0}
+        model.fit(x, y, batch_size=BATCH_SIZE, callbacks=callbacks, **options)
+        return times[-1] - times[-1 - max(epochs_after_the_first, 1)]
 
     return train
 
 
-def measure(variants, rounds):
+def measure(variants, rounds, epochs_after_the_first=0):
     """A row for each variant: what it adds to plain training."""
     variants = {PLAIN: Variant(), f"{PLAIN}, again": Variant(), **variants}
-    trains = {name: prepare(variant) for name, variant in variants.items()}
+    trains = {
+        name: prepare(variant, epochs_after_the_first)
+        for name, variant in variants.items()
+    }
+    steps = STEPS * (epochs_after_the_first or 1)
     progress = keras.utils.Progbar(rounds + 1, unit_name="round")
     random = np.random.default_rng(0)
     turns = []
@@ -160,7 +196,7 @@ def measure(variants, rounds):
         turns.append({name: trains[name]() for name in names})
         progress.add(1)
     # Seconds of a step, in microseconds; the first round compiles.
-    seconds = pd.DataFrame(turns[1:]) * 1e6 / STEPS
+    seconds = pd.DataFrame(turns[1:]) * 1e6 / steps
     step = seconds[PLAIN].median()
     rows = []
     for name in variants:
@@ -169,7 +205,7 @@ def measure(variants, rounds):
         row = {"name": name, "step_microseconds": round(seconds[name].median(), 1)}
         row |= {"microseconds": round(median, 1), "low": round(low, 1)}
         row |= {"high": round(high, 1), "share_of_step": round(median / step, 4)}
-        rows.append({**row, "steps": STEPS, "rounds": rounds})
+        rows.append({**row, "steps": steps, "rounds": rounds})
     return rows
 
 
@@ -196,7 +232,8 @@ def main(arguments=None):
     for group in options.groups:
         if [group, facts["backend"], facts["machine"]] in done:
             continue
-        rows = measure(GROUPS[group], options.rounds)
+        epochs = EPOCHS_AFTER_THE_FIRST.get(group, 0)
+        rows = measure(GROUPS[group], options.rounds, epochs)
         append([{"group": group, **row, **facts} for row in rows], RESULTS)
         print(pd.DataFrame(rows).to_string(index=False), flush=True)
 

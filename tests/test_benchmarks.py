@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import mc_dropout_speed as speed  # noqa: E402
 import table  # noqa: E402
 import training_speed  # noqa: E402
+import transfer  # noqa: E402
 import uncertainty  # noqa: E402
 
 import train  # noqa: E402
@@ -226,12 +227,33 @@ def test_speed_table_says_what_was_scaled_and_what_is_slower():
 def test_variants_train_and_are_compared_with_plain_training(group, monkeypatch):
     monkeypatch.setattr(training_speed, "STEPS", 2)
     variants = dict(list(training_speed.GROUPS[group].items())[1::4])
-    rows = pd.DataFrame(training_speed.measure(variants, 2)).set_index("name")
+    epochs = training_speed.EPOCHS_AFTER_THE_FIRST.get(group, 0)
+    rows = pd.DataFrame(training_speed.measure(variants, 2, epochs)).set_index("name")
+    assert (rows["steps"] == 2 * max(epochs, 1)).all()
     assert [*rows.index[2:]] == [*variants]
     assert (rows.loc[training_speed.PLAIN, ["microseconds", "low", "high"]] == 0).all()
     assert (rows["low"] <= rows["microseconds"]).all()
     assert (rows["microseconds"] <= rows["high"]).all()
     assert (rows["step_microseconds"] > 0).all()
+
+
+@pytest.mark.parametrize("epochs_after_the_first, seconds", [(0, 10), (1, 1), (3, 3)])
+def test_the_first_epoch_is_not_timed_where_others_are(
+    epochs_after_the_first, seconds, monkeypatch
+):
+    now = 0.0
+
+    class Slow(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            nonlocal now
+            now += 10 if epoch == 0 else 1
+
+    clock = types.SimpleNamespace(perf_counter=lambda: now)
+    monkeypatch.setattr(training_speed, "time", clock)
+    monkeypatch.setattr(training_speed, "STEPS", 2)
+    variant = training_speed.with_callback(Slow)
+    train_once = training_speed.prepare(variant, epochs_after_the_first)
+    assert [train_once(), train_once()] == [seconds, seconds]
 
 
 def test_the_interval_of_a_median_holds_it_in_95_of_100_cases():
@@ -413,6 +435,105 @@ def test_uncertainty_table_is_bold_only_where_no_seed_disagrees():
     ):
         assert line in text
     assert "deterministic | mutual" not in text
+
+
+# --- transfer
+
+
+def test_task_b_has_other_images_for_each_seed_and_task_a_none_of_its_classes(garments):
+    (x_a, y_a), first = transfer.split(garments, 0)
+    _, second = transfer.split(garments, 1)
+    assert set(y_a) == set(range(8)) and len(x_a) == len(y_a)
+    is_b = np.isin(garments.y_train, (0, 2))
+    assert len(x_a) + len(first.x_train) == len(garments.y_train)  # of few, all
+    assert sorted(map(float, first.y_train)) == sorted(garments.y_train[is_b] / 2)
+    for x, y in ((first.x_train, first.y_train), (first.x_test, first.y_test)):
+        for image, label in zip(x, y, strict=True):
+            images = np.concatenate([garments.x_train, garments.x_test])
+            labels = np.concatenate([garments.y_train, garments.y_test])
+            place = (images == image).all(axis=(1, 2)).argmax()
+            assert labels[place] == 2 * label
+    assert not np.array_equal(first.x_train, second.x_train)
+    assert np.array_equal(first.x_test, second.x_test)
+
+
+def test_the_ways_to_learn_task_b_begin_and_move_as_they_say(monkeypatch, garments):
+    monkeypatch.setattr(transfer, "RATES", (0.0, 0.1))
+    _, task = transfer.split(garments, 0)
+    head = transfer.last_layer(8, "softmax", 1)
+    trained = transfer.network(head, 1)
+    a = trained.get_weights()
+    starts = {}
+    for way, times in transfer.WAYS.items():
+        model, ends = transfer.learn_b(trained, task, times, seed=0)
+        starts[way], moved = ends[0.0], ends[0.1]
+        assert all((x != y).any() for x, y in zip(starts[way], moved, strict=True))
+        expected = transfer.network(transfer.last_layer(1, "sigmoid", 0), 0)
+        expected = expected.get_weights()
+        if way != transfer.SCRATCH:
+            expected[:-2] = a[:-2]
+        for x, y in zip(starts[way], expected, strict=True):
+            np.testing.assert_array_equal(x, y)
+    for x, y in zip(trained.get_weights(), a, strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_transfer_is_measured_recorded_resumed_and_drawn(
+    monkeypatch, tmp_path, garments
+):
+    monkeypatch.setattr(transfer, "EPOCHS", 5)
+    monkeypatch.setattr(
+        transfer, "learn_a", functools.partial(transfer.learn_a, epochs=1)
+    )
+    monkeypatch.setattr(transfer, "RATES", (transfer.BOOK_RATE, 0.1))
+    reads = []
+    true_error = transfer.error
+
+    def counted(model, weights, x, y):
+        reads.append(len(y))
+        return true_error(model, weights, x, y)
+
+    monkeypatch.setattr(transfer, "error", counted)
+    monkeypatch.setattr(speed, "commit", lambda: "abc")
+    path = tmp_path / "transfer.csv"
+    transfer.main(["--seeds", "1", "--results", str(path)])
+    rows = pd.read_csv(path)
+    assert len(rows) == 2 * len(transfer.WAYS)
+    test_errors = rows.drop_duplicates(["way", "rate"])
+    num_test = np.isin(garments.y_test, transfer.CLASSES_B).sum()
+    assert reads.count(num_test) == len(test_errors)
+    assert rows["test_error"].between(0, 1).all()
+    assert path.with_suffix(".png").stat().st_size < 200_000
+
+    written = path.read_text()
+    transfer.main(["--seeds", "1", "--results", str(path)])
+    assert path.read_text() == written
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "transfer.csv",
+        "transfer.png",
+    ]
+
+
+def test_transfer_table_compares_within_a_seed_and_a_choice():
+    made = [
+        ("the book's", transfer.SCRATCH, (0.08, 0.10, 0.12)),
+        ("the book's", "reused", (0.04, 0.10, 0.15)),
+        ("chosen", transfer.SCRATCH, (0.05, 0.05, 0.05)),
+    ]
+    rows = pd.DataFrame(
+        [
+            {"seed": seed, "choice": choice, "way": way, "test_error": error}
+            for choice, way, errors in made
+            for seed, error in enumerate(errors)
+        ]
+    )
+    text = table.transfer_table(rows.assign(**FACTS))
+    for line in (
+        "| the book's | from scratch | 10.00 ± 2.00 | 1 |  |",
+        "| the book's | reused | 9.67 ± 5.51 | 1.00 (0.80 to 2.00) | 1 of 3 |",
+        "| chosen | from scratch | 5.00 ± 0.00 | 1 |  |",
+    ):
+        assert line in text
 
 
 # --- README
