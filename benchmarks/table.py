@@ -11,6 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import mc_dropout_speed  # noqa: E402
+import structures  # noqa: E402
 import training_speed  # noqa: E402
 import transfer  # noqa: E402
 
@@ -168,6 +169,26 @@ def finder_table(rows):
     return "\n".join([*lines, "", f"{len(rows)} seeds; {measured_with(rows)}"])
 
 
+def signals_table(rows):
+    """The gradient at the first hidden layer over that at the last, in Markdown."""
+    rows = rows[~rows["network"].isin(["SimpleRNN", "LSTM"])]
+    names = list(rows["weights"].unique())
+    lines = [
+        f"| hidden layers | {' | '.join(names)} |",
+        "|---" * (1 + len(names)) + "|",
+    ]
+    for network, group in rows[rows["place"] == 1].groupby("network", sort=False):
+        ratios = group.set_index("weights")["gradient median"].to_dict()
+        cells = [
+            f"**{ratio:.2g}**" if 0.1 <= ratio <= 10 else f"{ratio:.2g}"
+            for ratio in ratios.values()
+        ]
+        by_name = dict(zip(ratios, cells, strict=True))
+        lines.append(f"| {network} | {' | '.join(by_name.get(n, '') for n in names)} |")
+    seeds = f"Bold: from 0.1 to 10. Median of {rows['seeds'].iloc[0]} seeds; "
+    return "\n".join([*lines, "", seeds + measured_with(rows)])
+
+
 def cases_table(rows):
     """Cases, and whether Keras's way and this collection's do what they promise."""
     lines = ["| case | measured | expected | Keras | here |", "|---|---|---|---|---|"]
@@ -201,6 +222,33 @@ def transfer_table(rows):
                 cells.append(f"{(ratios > 1).sum()} of {len(ratios)}")
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", measured_with(rows)])
+
+
+def structures_table(rows):
+    """Networks at their best rates, and descents, in Markdown."""
+    columns = ["layers", "batch_size", "rate", "images", "epochs"]
+    scores = ["loss", "accuracy", "fit_accuracy", "val_accuracy"]
+    lines = [
+        "| demonstration | network | hidden layers | batch | rate | images | epochs "
+        "| training loss | training accuracy | the same as `fit` prints it "
+        "| validation accuracy |"
+    ]
+    lines.append("|---" * 11 + "|")
+    trained = structures.at_best_rate(rows[rows["demonstration"] != "contours"])
+    setting = ["demonstration", "variant", *columns[:4]]
+    last = trained.groupby([*setting, "seed"], sort=False).tail(1)
+    for names, runs in last.groupby([*setting, "epochs"], sort=False):
+        cells = [f"{name:,}" if isinstance(name, int) else str(name) for name in names]
+        cells += [mean_and_deviation(runs[score], digits=3) for score in scores]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "| inputs | condition number | steps |", "|---|---|---|"]
+    descents = rows[rows["demonstration"] == "contours"]
+    for name, runs in descents.groupby("variant", sort=False):
+        numbers = mean_and_deviation(runs["condition_number"], digits=1)
+        steps = mean_and_deviation(runs["steps"], digits=0)
+        lines.append(f"| {name} | {numbers} | {steps} |")
+    seeds = f"{rows['seed'].nunique()} seeds; "
+    return "\n".join([*lines, "", seeds + measured_with(rows)])
 
 
 def best_in_bold(values_by_name, more_is_better, digits):
@@ -246,11 +294,13 @@ def rendered(readme):
         ("results", "runs.csv", runs_table),
         ("mc dropout speed", "mc_dropout_speed.csv", speed_table),
         ("uncertainty", "uncertainty.csv", uncertainty_table),
+        ("signals", "signals.csv", signals_table),
         ("training speed", "training_speed.csv", step_table),
         ("resume cost", "resume_cost.csv", resume_table),
         ("learning-rate finder", "lr_finder.csv", finder_table),
         ("clipping cases", "clipping_cases.csv", cases_table),
         ("regularization cases", "regularization_cases.csv", cases_table),
+        ("structures", "structures.csv", structures_table),
         ("transfer", "transfer.csv", transfer_table),
     ):
         if (RESULTS / file).exists():
