@@ -226,16 +226,15 @@ def transfer_table(rows):
 
 def structures_table(rows):
     """Networks at their best rates, and descents, in Markdown."""
-    columns = ["layers", "batch_size", "rate", "images", "epochs"]
+    setting = [*structures.Setting._fields, "rate"]
     scores = ["loss", "accuracy", "fit_accuracy", "val_accuracy"]
     lines = [
-        "| demonstration | network | hidden layers | batch | rate | images | epochs "
+        "| demonstration | network | layers | units | batch | images | rate | epochs "
         "| training loss | training accuracy | the same as `fit` prints it "
         "| validation accuracy |"
     ]
-    lines.append("|---" * 11 + "|")
+    lines.append("|---" * 12 + "|")
     trained = structures.at_best_rate(rows[rows["demonstration"] != "contours"])
-    setting = ["demonstration", "variant", *columns[:4]]
     last = trained.groupby([*setting, "seed"], sort=False).tail(1)
     for names, runs in last.groupby([*setting, "epochs"], sort=False):
         cells = [f"{name:,}" if isinstance(name, int) else str(name) for name in names]
@@ -249,6 +248,83 @@ def structures_table(rows):
         lines.append(f"| {name} | {numbers} | {steps} |")
     seeds = f"{rows['seed'].nunique()} seeds; "
     return "\n".join([*lines, "", seeds + measured_with(rows)])
+
+
+def doctor_table(rows):
+    """How faulty programs, their repaired twins and healthy runs are diagnosed."""
+    faulty, twins = rows[rows["kinds"].fillna("") != ""], rows[rows["kinds"].isna()]
+    parts, titles = [], {"unseen": "No rule was tuned on", "tune": "Tuned on"}
+    lines = [
+        "| fault | programs | flagged | root cause named first "
+        "| flagged runs that the first advice repairs | named first in other runs |",
+        "|---|---|---|---|---|---|",
+    ]
+    unseen = faulty[faulty["half"] == "unseen"]
+    roots = unseen["kinds"].str.split("; ").str[0]
+    for kind, group in unseen.groupby(roots, sort=False):
+        cells = [kind, *doctor_shares(group), mistaken(group)]
+        lines.append(f"| {' | '.join(cells)} |")
+    for half in titles:
+        group = faulty[faulty["half"] == half]
+        if len(group):
+            name = f"**all, {titles[half].lower()}**"
+            lines.append(f"| {' | '.join([name, *doctor_shares(group), ''])} |")
+    parts.append("\n".join(lines))
+    quiet = []
+    for half, name in (
+        ("unseen", "repaired twins of programs no rule was tuned on"),
+        ("tune", "repaired twins of those tuned on"),
+        ("healthy", "healthy runs of `train.py` on Fashion-MNIST"),
+    ):
+        group = twins[twins["half"] == half]
+        if len(group):
+            silent = (~group["flagged"]).sum()
+            alarms = group["first"].dropna().value_counts()
+            named = ", ".join(f"{name} {n}" for name, n in alarms.items())
+            quiet.append(f"| {name} | {silent} of {len(group)} | {named} |")
+    lines = ["| sound | silent | false alarms |", "|---|---|---|", *quiet]
+    parts.append("\n".join(lines))
+    measured = rows[rows["half"] == "unseen"]
+    if len(measured):
+        lines = [
+            "| rules | faulty flagged | root cause among what they say "
+            "| repaired twins flagged |",
+            "|---|---|---|---|",
+        ]
+        sound = measured[measured["kinds"].isna()]
+        told = {"`diagnose`": ("flagged", measured["rank"] > 0)}
+        for column in measured:
+            if column.endswith(" flagged"):
+                tool = column.removesuffix(" flagged")
+                told[tool] = (column, measured[f"{tool} right"].astype(bool))
+        for tool, (column, is_right) in told.items():
+            cells = [tool, share(unseen[column]), share(is_right[unseen.index])]
+            lines.append(f"| {' | '.join([*cells, share(sound[column])])} |")
+        parts.append("\n".join(lines))
+    seeds = f"{faulty['seed'].nunique()} seeds; "
+    return "\n\n".join([*parts, seeds + measured_with(rows)])
+
+
+def doctor_shares(group):
+    """Programs, and of their runs those flagged, named and repaired."""
+    flagged = group["flagged"].astype(bool)
+    cells = [str(group["program"].nunique()), share(flagged), share(group["rank"] == 1)]
+    return [*cells, share(group["repaired"][flagged].astype(bool))]
+
+
+def mistaken(group):
+    """What was said first where it was not the root cause, and how often."""
+    others = group[group["rank"] != 1]
+    said = others["first"].fillna("nothing").value_counts()
+    return ", ".join(f"{symptom} {number}" for symptom, number in said.items())
+
+
+def share(flags):
+    """How many of the flags are set, in per cent and in numbers."""
+    flags = flags.astype(bool)
+    if not len(flags):
+        return ""
+    return f"{100 * flags.mean():.0f} % ({flags.sum()} of {len(flags)})"
 
 
 def best_in_bold(values_by_name, more_is_better, digits):
@@ -300,6 +376,7 @@ def rendered(readme):
         ("learning-rate finder", "lr_finder.csv", finder_table),
         ("clipping cases", "clipping_cases.csv", cases_table),
         ("regularization cases", "regularization_cases.csv", cases_table),
+        ("doctor cases", "doctor_cases.csv", doctor_table),
         ("structures", "structures.csv", structures_table),
         ("transfer", "transfer.csv", transfer_table),
     ):

@@ -16,6 +16,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import mc_dropout_speed as speed  # noqa: E402
+import structures  # noqa: E402
 import table  # noqa: E402
 import training_speed  # noqa: E402
 import transfer  # noqa: E402
@@ -390,7 +391,9 @@ def test_training_is_that_of_the_training_script(monkeypatch, garments):
         def fit(self, batches, epochs, callbacks, **others):
             batches.on_epoch_begin()
             first = batches[0][0].tobytes()
-            raise Training(self.plan, epochs, callbacks[-1], first, np.random.random())
+            raise Training(
+                self.plan[:2], epochs, callbacks[-1], first, np.random.random()
+            )
 
     def build(plan):
         Model.plan = plan
@@ -534,6 +537,112 @@ def test_transfer_table_compares_within_a_seed_and_a_choice():
         "| chosen | from scratch | 5.00 ± 0.00 | 1 |  |",
     ):
         assert line in text
+
+
+# --- structures
+
+
+@pytest.fixture
+def small_structures(monkeypatch, garments):
+    monkeypatch.setattr(structures, "loaded", lambda scale: garments)
+    deep = structures.Setting("deep", "SELU, LeCun", 2, 4, 16, 64)
+    depth = deep._replace(demonstration="depth", variant="residual")
+    monkeypatch.setattr(
+        structures,
+        "settings",
+        lambda: {
+            deep: structures.Training("unit", "sgd", (0.001,), 2, 1),
+            depth: structures.Training("unit", "momentum", (0.1, 1e-9), 2, 2),
+        },
+    )
+
+
+def test_structures_are_measured_recorded_drawn_and_resumed(
+    small_structures, garments, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(speed, "commit", lambda: "abc")
+    path = tmp_path / "structures.csv"
+    arguments = ["--only", "depth", "--seeds", "2", "--results", str(path)]
+    structures.main(arguments)
+    rows = pd.read_csv(path)
+    assert rows[["rate", "seed"]].values.tolist() == [
+        [0.1, 0], [1e-9, 0], [0.1, 1], [1e-9, 1],
+    ]  # fmt: skip
+    assert (rows["steps"] == 2 * 4).all() and (rows["epochs"] == 2).all()
+    # A rate of nearly nothing leaves the weights of the seed, and the next run is not
+    # begun with the weights and the momentum of the one before.
+    for row in rows[rows["rate"] == 1e-9].itertuples():
+        keras.utils.set_random_seed(row.seed)
+        model = train.compiled(structures.network("residual", 2, 4), "sgd")
+        x, y = garments.x_valid, garments.y_valid
+        loss = model.evaluate(x, y, verbose=0)[0]
+        np.testing.assert_allclose(row.val_loss, loss, rtol=1e-4)
+    assert rows["val_loss"].nunique() == 4
+
+    written = path.read_text()
+    structures.main(arguments)
+    assert path.read_text() == written
+    structures.main(arguments[2:])
+    rows = pd.read_csv(path)
+    assert rows["demonstration"].tolist()[4:] == ["deep"] * 4 + ["contours"] * 6
+    assert rows["epochs"].tolist()[4:8] == [1, 2, 1, 2]
+    structures.main(arguments[2:])
+    assert len(pd.read_csv(path)) == len(rows)
+    for name in ("deep", "depth", "contours"):
+        assert (tmp_path / f"structures_{name}.png").stat().st_size > 1000
+    text = table.structures_table(rows)
+    assert "| depth | residual | 2 | 4 | 16 |" in text
+    assert "| standardized |" in text and "2 seeds; " in text
+
+
+def test_networks_are_as_deep_as_they_say():
+    def kernels(variant):
+        model = structures.network(variant, 10, 4)
+        shapes = [tuple(w.shape) for w in model.weights if w.path.endswith("kernel")]
+        return shapes.count((4, 4))
+
+    # The first layer and the last are of other shapes; highway layers have two kernels.
+    assert kernels("plain") == kernels("batch, after") == kernels("SELU, LeCun") == 9
+    assert kernels("residual") == 9
+    assert kernels("highway") == 2 * 9
+
+
+@pytest.mark.parametrize("variant", structures.SCALES)
+def test_a_descent_is_that_of_keras_and_ends_near_the_least_loss(variant):
+    found = structures.descent(variant, seed=3)
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(1)])
+    model.set_weights([np.zeros((2, 1)), np.zeros(1)])
+    model.compile(keras.optimizers.SGD(found.rate), "mse")
+    for weights in found.path[:3]:
+        flat = np.concatenate([w.ravel() for w in model.get_weights()])
+        np.testing.assert_allclose(flat, weights, rtol=1e-4, atol=1e-6)
+        model.train_on_batch(found.inputs, found.targets[:, None])
+
+    columns = np.column_stack([found.inputs, np.ones(len(found.inputs))])
+    best = np.linalg.solve(columns.T @ columns, columns.T @ found.targets)
+    losses = np.square(found.path @ columns.T - found.targets).mean(axis=1)
+    excess = losses - np.square(columns @ best - found.targets).mean()
+    np.testing.assert_allclose(found.excess, excess)
+    assert excess[-1] <= 0.01 * excess[0] < excess[-2]
+    np.testing.assert_allclose(
+        found.condition_number, np.linalg.cond(columns.T @ columns)
+    )
+
+
+def test_the_best_rate_is_that_of_the_mean_over_the_seeds_after_the_last_epoch():
+    made = [
+        # rate, seed, epochs, validation accuracy
+        (0.1, 0, 1, 0.9),
+        (0.1, 0, 2, 0.1),
+        (0.1, 1, 2, 0.8),
+        (0.3, 0, 2, 0.5),
+        (0.3, 1, 2, 0.6),
+    ]
+    rows = pd.DataFrame(made, columns=["rate", "seed", "epochs", "val_accuracy"])
+    setting = dict.fromkeys(structures.Setting._fields, 1)
+    other = rows.assign(**{**setting, "layers": 2, "rate": 0.7})
+    best = structures.at_best_rate(pd.concat([rows.assign(**setting), other]))
+    assert best["rate"].tolist() == [0.3, 0.3] + [0.7] * 5
 
 
 # --- README

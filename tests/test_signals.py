@@ -47,7 +47,7 @@ def images(num_images):
 def test_weights_of_a_square_layer_have_the_variance_named(weights, variance, small):
     keras.utils.set_random_seed(0)
     model = signals.deep("tanh", signals.WEIGHTS[weights])
-    kernel = model.layers[3].get_weights()[0]
+    kernel = model.get_layer("place_2").get_weights()[0]
     assert kernel.shape == (100, 100)
     np.testing.assert_allclose(kernel.var(), variance, rtol=0.06)  # 4 deviations
 
@@ -58,7 +58,7 @@ def test_batch_normalization_stands_before_each_sigmoid(small):
         [type(layer).__name__ for layer in signals.deep(network, weights).layers]
         for network in ("sigmoid", signals.NORMALIZED)
     )
-    assert plain == ["Flatten", *["Dense", "Activation"] * 2, "Dense"]
+    assert plain == ["Flatten", "Dense", "Dense", "Dense"]
     block = ["Dense", "BatchNormalization", "Activation"]
     assert normalized == ["Flatten", *block * 2, "Dense"]
 
@@ -77,7 +77,7 @@ def test_unrolled_cells_are_keras_layers(network, name, small):
         np.testing.assert_allclose(*size, rtol=1e-5)  # orthogonal
     layer.set_weights(own[:3])
     outputs = layer(layers.Reshape((4, -1))(x))
-    expected = keras.ops.softmax(outputs @ own[3] + own[4])
+    expected = outputs @ own[3] + own[4]
     np.testing.assert_allclose(model.predict(x, verbose=0), expected, atol=1e-5)
 
 
