@@ -17,7 +17,7 @@ training images and are scored on all validation images; the test images are not
 - `contours`: gradient descent on a linear model of two made inputs, the second with
   ten times the deviation: as they are, scaled to 0..1, and standardized.
 
-`depth` and `normalization` are measured at several learning rates; the pictures and the
+`depth` and `normalization` are measured at two learning rates; the pictures and the
 table show each network at the one with the best validation accuracy, the mean over the
 seeds. In the csv, `fit_loss` and `fit_accuracy` are what `fit` printed for the last
 epoch, `loss` and `accuracy` those of the same images afterwards, as `predict` answers.
@@ -114,17 +114,18 @@ class Training(typing.NamedTuple):
 
 def settings():
     """Every setting and its training."""
+    # Numbers of images that fill their batches: a ragged one is compiled once more.
     table = {}
     for variant in DEEP:
-        setting = Setting("deep", variant, 100, 100, batch_size=32, images=6400)
+        setting = Setting("deep", variant, 100, 100, batch_size=32, images=4800)
         table[setting] = Training("standardize", "sgd", (0.001,), epochs=5, every=1)
     for variant in STRUCTURES:
         for depth in (10, 20, 50):
             setting = Setting("depth", variant, depth, 50, batch_size=32, images=4000)
-            table[setting] = Training("unit", "momentum", (0.001, 0.005, 0.02), 4, 4)
-    for batch_size, epochs in ((1, 2), (32, 20), (1000, 100)):
+            table[setting] = Training("unit", "momentum", (0.002, 0.02), 4, 4)
+    for batch_size, epochs in ((1, 2), (32, 20), (800, 80)):
         for variant in NORMALIZATIONS:
-            setting = Setting("normalization", variant, 3, 100, batch_size, images=1000)
+            setting = Setting("normalization", variant, 3, 100, batch_size, images=800)
             table[setting] = Training("unit", "sgd", (0.01, 0.1), epochs, epochs)
     return table
 
@@ -169,7 +170,7 @@ def measure(setting, training, data, runs):
             for name in ("loss", "accuracy"):
                 row[f"fit_{name}"] = round(history[name][-1], 5)
             for prefix, part in parts.items():
-                scores = model.evaluate(*part, batch_size=1000, verbose=0)
+                scores = model.evaluate(*part, batch_size=200, verbose=0)
                 for name, score in zip(("loss", "accuracy"), scores, strict=True):
                     row[prefix + name] = round(score, 5)
             rows.append({**row, "seconds": round(seconds, 1)})
