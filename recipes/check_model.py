@@ -217,8 +217,8 @@ def signal_table(model, x, y):
         - activation_factor: of f, likewise; exact where f works entry by entry.
         - product: the measured norm of the last error times all factors from there
           down. Where paths meet, their squares add, as those of independent numbers do;
-          NaN below what is no layer, such as a `+` in a functional model, and below a
-          change of precision.
+          NaN below what is no layer, such as a `+` in a functional model, below a
+          layer with several outputs, and below a change of precision.
 
     Raises:
         ValueError: The model is not built or not compiled, or the data are no arrays
@@ -344,7 +344,8 @@ class _LayerCall:
     name: str
     layer: keras.Layer
     arguments: tuple
-    output: object
+    output: object  # the first, where there are several
+    has_others: bool
     z: object
     activation: Callable | None
     kind: str | None  # name of the activation
@@ -400,7 +401,7 @@ def _forward(model, x, y=None, weights=None, plan=()):
             if shift is not None and not planned.activation:
                 first, *others = keras.tree.flatten(output)
                 output = keras.tree.pack_sequence_as(output, [first + shift, *others])
-            first = keras.tree.flatten(output)[0]
+            first, *others = keras.tree.flatten(output)
             z, activation, result = junctions[-1] if junctions else (None,) * 3
             # An activation inside the layer is not that of its output.
             if result is None or result is not output:
@@ -408,10 +409,8 @@ def _forward(model, x, y=None, weights=None, plan=()):
             kind = activation and _activation_name(layer)
             counts[name] = counts.get(name, 0) + 1
             label = name if counts[name] == 1 else f"{name} (call {counts[name]})"
-            arguments = args, kwargs
-            calls.append(
-                _LayerCall(label, layer, arguments, first, z, activation, kind)
-            )
+            made = first, bool(others), z, activation, kind
+            calls.append(_LayerCall(label, layer, (args, kwargs), *made))
             return output
 
         return run
@@ -559,6 +558,8 @@ def _signals(model, x, y):
             (factor,) = _factors(lambda z, f=call.activation: f(z[0]), [call.z])
         # Taken away, for a layer that does nothing returns the tensor it was given.
         expected = squares.pop(id(call.output), math.nan)
+        if call.has_others:  # by which more of the gradient comes
+            expected = math.nan
         expected *= factor**2 if call.activation else 1.0
         if id(call.output) in finals or not signals:
             expected = norm**2

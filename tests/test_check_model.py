@@ -206,6 +206,17 @@ def test_paths_that_meet_add_their_squares():
     assert product["trunk"] == pytest.approx(table.gradient_norm["trunk"], rel=0.3)
 
 
+def test_the_product_ends_at_a_layer_with_several_outputs():
+    inputs = keras.Input((6,))
+    below = layers.Dense(4, name="below")(inputs)
+    split = layers.Lambda(lambda z: (z[:, :2], z[:, 2:]), name="split")(below)
+    model = keras.Model(inputs, layers.Add(name="top")(split))
+    model.compile(loss="mse")
+    table = signal_table(model, X, X[:, :2])
+    assert table["product"].notna().tolist() == [False, False, True]
+    assert (table.gradient_norm > 0).all()
+
+
 def test_nested_models_and_shared_layers_have_a_row_per_call():
     shared = layers.Dense(6, "tanh", name="shared")
     inner = keras.Sequential([keras.Input((6,)), shared], name="inner")

@@ -58,7 +58,7 @@ def test_batch_normalization_stands_before_each_sigmoid(small):
         [type(layer).__name__ for layer in signals.deep(network, weights).layers]
         for network in ("sigmoid", signals.NORMALIZED)
     )
-    assert plain == ["Flatten", "Dense", "Dense", "Dense"]
+    assert plain == ["Flatten", *["Dense"] * 3]
     block = ["Dense", "BatchNormalization", "Activation"]
     assert normalized == ["Flatten", *block * 2, "Dense"]
 
@@ -106,16 +106,24 @@ def test_record_and_pictures_are_written_and_drawn_again(small, monkeypatch, tmp
     x, y = images(20)
     data = fashion_mnist.FashionMNIST(x, y, x, y, x, y, ())
     monkeypatch.setattr(fashion_mnist, "load", lambda folder, scale: data)
+    # One of each kind will do.
     monkeypatch.setattr(signals, "ACTIVATIONS", ["relu"])
-    for name in ("WEIGHTS", "CELLS"):  # one of each kind will do
-        few = dict(list(getattr(signals, name).items())[2::2][:2])
-        monkeypatch.setattr(signals, name, few)
+    name = "Glorot, LeCun"  # which each picture has
+    monkeypatch.setattr(signals, "WEIGHTS", {name: signals.WEIGHTS[name]})
+    cells = dict(list(signals.CELLS.items())[2:4])
+    monkeypatch.setattr(signals, "CELLS", cells)
     path = tmp_path / "signals.csv"
     signals.main(["--seeds", "2", "--results", str(path)])
     assert sorted(file.name for file in tmp_path.iterdir()) == ["signals.csv", *FIGURES]
     rows = pd.read_csv(path)
     assert rows.columns.tolist() == COLUMNS
-    assert len(rows) == 2 * 2 * 2 + 2 * 2  # networks, weights, places; cells
+    assert len(rows) == 2 * 2 + 2 * 2  # networks and cells, two places each
+    assert rows["network"].unique().tolist() == [
+        "relu",
+        signals.NORMALIZED,
+        "SimpleRNN",
+        "LSTM",
+    ]
     for quantity in ("gradient", "product", "std", "sensitive"):
         bounds = rows[[f"{quantity} {which}" for which in ("min", "median", "max")]]
         bounds = bounds.dropna()
@@ -138,6 +146,48 @@ def test_nothing_is_written_when_a_measurement_is_interrupted(monkeypatch, tmp_p
     with pytest.raises(KeyboardInterrupt):
         signals.main(["--results", str(tmp_path / "signals.csv")])
     assert not any(tmp_path.iterdir())
+
+
+def test_the_record_is_what_the_readme_says():
+    rows = pd.read_csv(signals.RESULTS, dtype={"commit": str})
+    assert rows.columns.tolist() == COLUMNS and (rows["seeds"] == 5).all()
+    names = ["network", "weights"]
+    assert len(rows[names].drop_duplicates()) == 6 * 5 + len(signals.CELLS)
+    by_name = rows.groupby(names)
+    first, last = by_name.first(), by_name.last()
+    gradient = first["gradient median"]
+
+    usual = ["uniform, variance 1/(3n)", "Glorot, LeCun", "He"]
+    assert (gradient["sigmoid"][usual] < 1e-8).all()
+    assert 0.1 < gradient["sigmoid"]["normal, deviation 1"] < 1
+    assert gradient["tanh", "normal, deviation 1"] > 1e5
+    for activation, weights in (
+        ("relu", "He"), ("selu", "Glorot, LeCun"), ("tanh", "He"), ("elu", "He"),
+    ):  # fmt: skip
+        assert 0.1 < gradient[activation, weights] < 10
+    assert gradient["relu", "Glorot, LeCun"] < 3e-3
+    # The product explains the norm within a factor of two, but not through time.
+    deep = rows[~rows["network"].isin(["SimpleRNN", "LSTM"])]
+    ratio = deep["product median"] / deep["gradient median"]
+    assert ratio.between(1 / 2, 2).all()
+
+    normalized = gradient[signals.NORMALIZED]
+    assert (normalized.drop("normal, deviation 0.01").between(1, 10)).all()
+    assert normalized["normal, deviation 0.01"] < 0.1
+    sensitive = last["sensitive median"]
+    assert sensitive["sigmoid", "normal, deviation 1"] < 0.3
+    assert sensitive["sigmoid", "Glorot, LeCun"] > 0.99
+    assert (sensitive[signals.NORMALIZED] > 0.9).all()
+    std = last["std median"]
+    assert std["relu", "normal, deviation 1"] > 1e15
+    assert 0.1 < std["relu", "He"] < 10
+    assert (std["sigmoid"] < 0.5).all()
+
+    assert gradient["SimpleRNN", "recurrent weights doubled"] > 100
+    assert gradient["SimpleRNN", "recurrent weights of Keras"] < 1e-3
+    assert gradient["LSTM", "forget bias 1, of Keras"] < 1e-3
+    assert gradient["LSTM", "forget bias 0"] < 1e-8
+    assert 0.1 < gradient["LSTM", "forget bias 5"] < 10
 
 
 def test_table_of_signals_reads_the_first_layer_and_marks_the_healthy():
