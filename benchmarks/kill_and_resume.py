@@ -5,8 +5,9 @@
 Four runs take turns, two kills each: with dropout, with a callback that waits for a
 plateau, with one that changes the momentum, with alpha dropout. SIGKILL comes at a
 moment drawn between the first epoch and the end, once or twice; a run that has ended
-before it is begun again, and killed after half the time. Then it is left to end. The weights, the optimizer's slots, history.csv and the scores must be
-those of the run never stopped, to the bit, and nothing else may lie in the folder.
+before it is begun again, and killed after half the time. Then it is left to end. The
+weights, the optimizer's slots, history.csv and the scores must be those of the run
+never stopped, to the bit, and nothing else may lie in the folder.
 
 Prints a line for each kill and how many were as they should be on each backend. The
 process ends with 1 if one was not.

@@ -252,7 +252,15 @@ def structures_table(rows):
 
 def doctor_table(rows):
     """How faulty programs, their repaired twins and healthy runs are diagnosed."""
-    faulty, twins = rows[rows["kinds"].fillna("") != ""], rows[rows["kinds"].isna()]
+    faulty, twins = rows[rows["kinds"].notna()], rows[rows["kinds"].isna()]
+    scores = ["score", "twin_score", "least_twin_score"]
+    means = faulty.groupby("program")[scores].mean()
+    is_fault = means["score"] < 0.9 * means["twin_score"]
+    harmless = means.index[
+        ~is_fault | (means["twin_score"] < means["least_twin_score"])
+    ]
+    rows = rows[~rows["program"].isin(harmless)]
+    faulty = faulty[~faulty["program"].isin(harmless)]
     parts, titles = [], {"unseen": "No rule was tuned on", "tune": "Tuned on"}
     lines = [
         "| fault | programs | flagged | root cause named first "
@@ -301,8 +309,11 @@ def doctor_table(rows):
             cells = [tool, share(unseen[column]), share(is_right[unseen.index])]
             lines.append(f"| {' | '.join([*cells, share(sound[column])])} |")
         parts.append("\n".join(lines))
-    seeds = f"{faulty['seed'].nunique()} seeds; "
-    return "\n\n".join([*parts, seeds + measured_with(rows)])
+    facts = f"{faulty['seed'].nunique()} seeds; {measured_with(rows)}"
+    if len(harmless):
+        names = ", ".join(harmless)
+        facts += f" Left out, as no worse than a sound twin: {names}."
+    return "\n\n".join([*parts, facts])
 
 
 def doctor_shares(group):

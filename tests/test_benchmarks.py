@@ -462,6 +462,7 @@ def test_task_b_has_other_images_for_each_seed_and_task_a_none_of_its_classes(ga
 
 def test_the_ways_to_learn_task_b_begin_and_move_as_they_say(monkeypatch, garments):
     monkeypatch.setattr(transfer, "RATES", (0.0, 0.1))
+    monkeypatch.setattr(transfer, "EPOCHS", 6)
     _, task = transfer.split(garments, 0)
     head = transfer.last_layer(8, "softmax", 1)
     trained = transfer.network(head, 1)
@@ -477,6 +478,10 @@ def test_the_ways_to_learn_task_b_begin_and_move_as_they_say(monkeypatch, garmen
             expected[:-2] = a[:-2]
         for x, y in zip(starts[way], expected, strict=True):
             np.testing.assert_array_equal(x, y)
+    monkeypatch.setattr(transfer, "EPOCHS", transfer.FROZEN_EPOCHS)
+    _, ends = transfer.learn_b(trained, task, 1, seed=0)
+    for x, y in zip(ends[0.1][:-2], a[:-2], strict=True):
+        np.testing.assert_array_equal(x, y)
     for x, y in zip(trained.get_weights(), a, strict=True):
         np.testing.assert_array_equal(x, y)
 
@@ -627,6 +632,16 @@ def test_a_descent_is_that_of_keras_and_ends_near_the_least_loss(variant):
     np.testing.assert_allclose(
         found.condition_number, np.linalg.cond(columns.T @ columns)
     )
+
+
+def test_the_inputs_of_a_descent_are_scaled_as_it_says():
+    unscaled, unit, standardized = (
+        structures.descent(variant, seed=0).inputs for variant in structures.SCALES
+    )
+    assert unscaled[:, 1].std() > 8 * unscaled[:, 0].std()
+    assert (unit.min(axis=0) == 0).all() and (unit.max(axis=0) == 1).all()
+    np.testing.assert_allclose(standardized.mean(axis=0), 0, atol=1e-12)
+    np.testing.assert_allclose(standardized.std(axis=0), 1)
 
 
 def test_the_best_rate_is_that_of_the_mean_over_the_seeds_after_the_last_epoch():
