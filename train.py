@@ -5,15 +5,17 @@
     python train.py --list                   all of them, a line each
     python train.py adam --dry-run           one epoch on 512 images, in seconds
     python train.py adam --resume            goes on where it was killed, if it was
+    python train.py adam --diagnose          says what is wrong with it, if anything
 
 A run is one short function below: it returns a compiled model and its callbacks.
 Results go to runs/NAME-SEED/: model.keras, history.csv, metrics.json, curves.png and,
-for runs with dropout, uncertainty.png.
+for runs with dropout, uncertainty.png; with --diagnose diagnosis.json and .png.
 """
 
 import argparse
 import contextlib
 import difflib
+import itertools
 import json
 import os
 import pathlib
@@ -33,6 +35,7 @@ import pandas as pd
 from keras import layers
 from matplotlib.figure import Figure
 
+from callbacks.monitors import ActivationMonitor, GradientMonitor
 from callbacks.resumable import Resumable
 from callbacks.schedulers import (
     ExponentialScheduler,
@@ -43,7 +46,10 @@ from callbacks.schedulers import (
     PowerScheduler,
 )
 from recipes import fashion_mnist, uncertainty
+from recipes.check_model import check_model
+from recipes.diagnose import diagnose, plot_diagnosis
 from recipes.initializers import initializer_for
+from recipes.layers import HighwayDense, Maxout, ResidualDense, dense_block
 from recipes.mc_dropout import MCDropoutPredictor
 from recipes.optimizers import make_optimizer
 from recipes.regularizers import MaxNorm, regularize
@@ -58,10 +64,14 @@ from recipes.schedules import (
     PowerDecay,
     Warmup,
 )
+from recipes.transfer import freeze, reuse, unfreeze
 
 DATA_FOLDER = pathlib.Path(__file__).parent / "data" / "fashion-mnist"
 MC_SAMPLES = 100  # as in the book
+NUM_LABELS = 500  # in runs that pretrain
+PROBE_ROWS = 256  # what --diagnose watches the gradients and activations on
 FILES = {"model.keras", "history.csv", "metrics.json", "curves.png", "uncertainty.png"}
+FILES |= {"diagnosis.json", "diagnosis.png"}
 
 
 class Run(typing.NamedTuple):
@@ -71,6 +81,7 @@ class Run(typing.NamedTuple):
     epochs: int
     batch_size: int
     scale: str
+    num_labels: int | None = None  # None: all training images have one
 
 
 class Plan(typing.NamedTuple):
@@ -78,21 +89,28 @@ class Plan(typing.NamedTuple):
 
     epochs: int
     steps_per_epoch: int
+    data: fashion_mnist.FashionMNIST | None = None
+    fit: Callable | None = None  # (model, x, y, epochs=...): a phase before the last
+
+    @property
+    def first_epochs(self):
+        """Epochs of each phase before the last: a fifth of those of the last."""
+        return -(-self.epochs // 5)
 
     @property
     def total_steps(self):
-        """Number of weight updates in the whole run."""
+        """Number of weight updates in the whole run, or in its last phase."""
         return self.epochs * self.steps_per_epoch
 
 
 RUNS = {}
 
 
-def run(*, epochs=10, batch_size=32, scale="unit"):
+def run(*, epochs=10, batch_size=32, scale="unit", num_labels=None):
     """Put a function into `RUNS`: batch size 32 and 10 epochs are the chapter's."""
 
     def register(build):
-        RUNS[build.__name__] = Run(build, epochs, batch_size, scale)
+        RUNS[build.__name__] = Run(build, epochs, batch_size, scale, num_labels)
         return build
 
     return register
@@ -118,9 +136,20 @@ def network(
         )
     if dropout:
         stack.append(dropout())
+    return keras.Sequential([*stack, last_layer()])
+
+
+def network_of(*hidden):
+    """The chapter's network with other hidden layers."""
+    return keras.Sequential(
+        [keras.Input((28, 28)), layers.Flatten(), *hidden, last_layer()]
+    )
+
+
+def last_layer(units=10):
+    """A probability for each class."""
     weights = initializer_for("softmax")
-    stack.append(layers.Dense(10, "softmax", kernel_initializer=weights))
-    return keras.Sequential(stack)
+    return layers.Dense(units, "softmax", kernel_initializer=weights, name="classes")
 
 
 def compiled(model, optimizer):
@@ -185,6 +214,59 @@ def glorot_normal(plan):
 def lecun_normal(plan):
     """SELU with LeCun's weights on standardized inputs."""
     return compiled(network("selu"), make_optimizer("sgd", 0.01)), []
+
+
+# --- normalization and structures
+
+
+@run()
+def batch_norm_before(plan):
+    """Batch normalization before each activation, in the place of the biases."""
+    blocks = [dense_block(100, "relu", normalization="batch") for _ in range(3)]
+    return compiled(network_of(*sum(blocks, [])), make_optimizer("sgd", 0.01)), []
+
+
+@run()
+def batch_norm_after(plan):
+    """Batch normalization after each activation."""
+    options = {"normalization": "batch", "position": "after"}
+    blocks = [dense_block(100, "relu", **options) for _ in range(3)]
+    return compiled(network_of(*sum(blocks, [])), make_optimizer("sgd", 0.01)), []
+
+
+@run()
+def maxout(plan):
+    """Units that take the largest of two affine functions."""
+    model = network_of(*[Maxout(100, 2) for _ in range(3)])
+    return compiled(model, make_optimizer("sgd", 0.01)), []
+
+
+@run(scale="standardize")
+def selu(plan):
+    """Twenty SELU layers, which keep mean and variance by themselves."""
+    model = network("selu", hidden_units=[100] * 20)
+    return compiled(model, make_optimizer("sgd", 0.01)), []
+
+
+@run()
+def plain(plan):
+    """Twenty ReLU layers with He's weights: what the next two compare with."""
+    model = network("relu", hidden_units=[100] * 20)
+    return compiled(model, make_optimizer("sgd", 0.01)), []
+
+
+@run()
+def highway(plan):
+    """Twenty highway layers, whose gates let their input through at first."""
+    model = network_of(*[HighwayDense(100, "relu") for _ in range(20)])
+    return compiled(model, make_optimizer("sgd", 0.01)), []
+
+
+@run()
+def residual(plan):
+    """Ten residual blocks of two layers, which add to their input."""
+    model = network_of(*[ResidualDense(100, "relu") for _ in range(10)])
+    return compiled(model, make_optimizer("sgd", 0.01)), []
 
 
 # --- gradient clipping
@@ -419,6 +501,57 @@ def alpha_dropout(plan):
     return compiled(model, make_optimizer("nesterov", 0.01)), []
 
 
+# --- few labels, and what was learned without them
+
+
+@run(epochs=25, num_labels=NUM_LABELS)
+def few_labels(plan):
+    """Only 500 images have labels: what the next three compare with."""
+    return compiled(network(), make_optimizer("adam")), []
+
+
+@run(epochs=25, num_labels=NUM_LABELS)
+def autoencoder(plan):
+    """Layers that learned to redraw all images, then the 500 labels."""
+    decoder = [layers.Dense(784, "sigmoid"), layers.Reshape((28, 28))]
+    painter = reuse(network(), head=decoder)
+    painter.compile(make_optimizer("adam"), "binary_crossentropy")
+    images = plan.data.x_train
+    plan.fit(painter, images, images, epochs=plan.first_epochs)
+    model = reuse(painter, drop_last=2, head=last_layer())
+    return compiled(model, make_optimizer("adam")), []
+
+
+@run(epochs=25, num_labels=NUM_LABELS)
+def auxiliary_task(plan):
+    """Layers that learned which way up all images are, then the 500 labels."""
+    images = plan.data.x_train
+    turns = np.random.default_rng(0).integers(4, size=len(images))
+    turned = np.stack([np.rot90(*pair) for pair in zip(images, turns, strict=True)])
+    model = reuse(network(), head=last_layer(4))
+    compiled(model, make_optimizer("adam"))
+    plan.fit(model, turned, turns, epochs=plan.first_epochs)
+    model = reuse(model, head=last_layer())
+    return compiled(model, make_optimizer("adam")), []
+
+
+@run(epochs=25, num_labels=NUM_LABELS)
+def reused_layers(plan):
+    """Layers that learned eight classes, then the 500 labels of ten: first frozen."""
+    x, y = plan.data.x_train, plan.data.y_train
+    is_other = ~np.isin(y, (0, 2))  # neither T-shirt nor Pullover, as in the book
+    labels = np.unique(y[is_other], return_inverse=True)[1]
+    model = compiled(reuse(network(), head=last_layer(8)), make_optimizer("adam"))
+    plan.fit(model, x[is_other], labels, epochs=plan.first_epochs)
+
+    model = reuse(model, head=last_layer())
+    freeze(model, until="classes")
+    compiled(model, make_optimizer("adam"))
+    plan.fit(model, x[:NUM_LABELS], y[:NUM_LABELS], epochs=plan.first_epochs)
+    unfreeze(model)
+    return compiled(model, make_optimizer("adam", 1e-4)), []
+
+
 # --- from the command line to the files
 
 
@@ -456,28 +589,41 @@ def train(options, data, source, folder):
     print(f"{options.run}, seed {options.seed}, on {source}.")
     keras.utils.set_random_seed(options.seed)
     epochs = options.epochs or (1 if options.dry_run else chosen.epochs)
-    batches = fashion_mnist.epoch_batches(
-        data.x_train, data.y_train, chosen.batch_size, seed=options.seed
-    )
-    model, callbacks = chosen.build(Plan(epochs, len(batches)))
-    if options.resume:
-        settings = {"run": options.run, "seed": options.seed, "epochs": epochs}
-        settings |= {"data": source, "dry_run": options.dry_run}
-        callbacks = [
-            Resumable(
-                folder.with_name("state"),
-                callbacks=callbacks,
-                data=batches,
-                settings=settings,
+    settings = {"run": options.run, "seed": options.seed, "epochs": epochs}
+    settings |= {"data": source, "dry_run": options.dry_run}
+    settings |= {"diagnose": True} if options.diagnose else {}
+    phases = itertools.count()
+
+    def fit(model, x, y, *, epochs, callbacks=(), **more):
+        batches = fashion_mnist.epoch_batches(
+            x, y, chosen.batch_size, seed=options.seed
+        )
+        phase = next(phases)
+        if options.resume:
+            state = folder.with_name(f"state-{phase}")
+            resumable = Resumable(
+                state, callbacks=callbacks, data=batches, settings=settings
             )
-        ]
-    began = time.perf_counter()
-    history = model.fit(
-        batches,
-        epochs=epochs,
-        validation_data=(data.x_valid, data.y_valid),
+            callbacks = [resumable]
         # For runs without a scheduler: the schedulers log the rate themselves.
-        callbacks=[LearningRateLogger(), *callbacks],
+        callbacks = [LearningRateLogger(), *callbacks]
+        history = model.fit(batches, epochs=epochs, callbacks=callbacks, **more)
+        # The next phase begins alike, however many epochs were left of this one.
+        keras.utils.set_random_seed((options.seed + phase + 1) % 2**32)
+        return history
+
+    began = time.perf_counter()
+    labelled = data.x_train[: chosen.num_labels], data.y_train[: chosen.num_labels]
+    num_steps = -(-len(labelled[0]) // chosen.batch_size)
+    model, callbacks = chosen.build(Plan(epochs, num_steps, data, fit))
+    checks, monitors = examine(model, *labelled) if options.diagnose else ([], {})
+    callbacks = [*callbacks, *monitors.values()]
+    history = fit(
+        model,
+        *labelled,
+        epochs=epochs,
+        callbacks=callbacks,
+        validation_data=(data.x_valid, data.y_valid),
     )
     seconds = time.perf_counter() - began
     history = pd.DataFrame(history.history).rename_axis("epoch")
@@ -488,6 +634,9 @@ def train(options, data, source, folder):
     plot_curves(history, options.run).savefig(folder / "curves.png", dpi=100)
     if prediction is not None:
         plot_uncertainty(data, prediction).savefig(folder / "uncertainty.png", dpi=100)
+    if options.diagnose:
+        tables = {name: monitor.to_frame() for name, monitor in monitors.items()}
+        write_diagnosis(history, tables, checks, folder)
     metrics = {
         "run": options.run,
         "seed": options.seed,
@@ -513,6 +662,57 @@ def train(options, data, source, folder):
     text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
     (folder / "metrics.json").write_text(text)
     print(f"\nTest set, {len(data.y_test)} images:\n{table.round(4).to_string()}\n")
+
+
+def examine(model, x, y):
+    """What is wrong before training, and monitors to see what goes wrong in it."""
+    probe = x[:PROBE_ROWS], y[:PROBE_ROWS]
+    checks, monitors = [], {}
+    try:
+        checks = check_model(model, x, y)
+    except ValueError as error:
+        print_refusal("checks", error)
+    for name, make in {
+        "gradients": lambda: GradientMonitor(*probe),
+        "activations": lambda: ActivationMonitor(probe[0]),
+    }.items():
+        try:
+            monitors[name] = readable(make(), model)
+        except ValueError as error:
+            print_refusal(name, error)
+    return checks, monitors
+
+
+def print_refusal(name, error):
+    """Say in one line what --diagnose cannot look at."""
+    print(f"--diagnose goes on without {name}: {' '.join(str(error).split())}")
+
+
+def readable(monitor, model):
+    """The monitor, after one reading: in `fit` it is too late to be refused."""
+    monitor.set_model(model)
+    monitor.on_train_begin()
+    monitor.on_epoch_begin(0)
+    monitor.on_train_end()
+    return monitor
+
+
+def write_diagnosis(history, tables, checks, folder):
+    """Print what is wrong with the run, and leave it and its picture in the folder."""
+    findings = diagnose(history, checks=checks, **tables)
+    print("\nDiagnosis:" if findings else "\nDiagnosis: nothing was found.")
+    for number, finding in enumerate(findings, 1):
+        print(f"{number}. {finding}")
+    records = []
+    for finding in findings:
+        # JSON has no NaN and no infinity.
+        numbers = finding.evidence.items()
+        evidence = {name: v if np.isfinite(v) else None for name, v in numbers}
+        records.append({**finding._asdict(), "evidence": evidence})
+    text = json.dumps(records, indent=2, allow_nan=False) + "\n"
+    (folder / "diagnosis.json").write_text(text)
+    figure = plot_diagnosis(history, findings, **tables)
+    figure.savefig(folder / "diagnosis.png", dpi=100)
 
 
 def evaluate(model, data, seed):
@@ -726,6 +926,7 @@ def command_line():
     add("--output", type=pathlib.Path, default=pathlib.Path("runs"), metavar="DIR")
     add("--dry-run", action="store_true", help="one epoch on 512 images")
     add("--resume", action="store_true", help="keep the state, go on where it stopped")
+    add("--diagnose", action="store_true", help="say what is wrong with the run")
     return parser
 
 

@@ -1,4 +1,5 @@
 import ast
+import collections
 import importlib
 import itertools
 import textwrap
@@ -10,7 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipes.diagnose import CHANGES, Finding, diagnose_curves, plot_diagnosis
+from recipes.diagnose import (
+    _ORDER,
+    CHANGES,
+    Finding,
+    diagnose,
+    diagnose_curves,
+    plot_diagnosis,
+)
 from recipes.fashion_mnist import draw_garments
 
 few = settings(max_examples=25, deadline=None)
@@ -56,6 +64,7 @@ def made(kind, seed, noise=0.02):
         val_loss = loss
     loss, val_loss = np.array([loss, val_loss]) * rng.normal(1, noise, (2, n))
     if kind == "oscillation":
+        loss, val_loss = loss + 1, val_loss + 1
         loss *= np.exp(rng.normal(0, 0.3, n))
         val_loss *= np.exp(rng.normal(0, 0.3, n))
     return {
@@ -261,6 +270,340 @@ def test_a_loss_below_zero_is_judged_by_its_range():
     assert symptoms({"loss": healthy - 5, "val_loss": healthy - 5}) == []
 
 
+# --- tables and checks: made ones, of 5 layers and 12 epochs
+
+
+READINGS = np.arange(-1, 12)
+SHAPE = (5, len(READINGS))  # hidden_1 ... hidden_4, output
+LAYERS = [f"hidden_{number}" for number in range(1, 5)] + ["output"]
+
+
+def frame(**columns):
+    """A monitor's table from arrays of layers by readings."""
+    grid = {"epoch": np.tile(READINGS, 5), "layer": np.repeat(LAYERS, len(READINGS))}
+    return pd.DataFrame(grid | {name: each.ravel() for name, each in columns.items()})
+
+
+def gradient_table(gradient=0.5, weight=5.0, move=0.05):
+    """Healthy, but for what is given; with biases, which say nothing."""
+    gradient, weight, move = (
+        np.broadcast_to(each, SHAPE).astype(float).copy()
+        for each in (gradient, weight, move)
+    )
+    move[:, 0] = np.nan
+    norms = {"gradient_norm": gradient, "weight_norm": weight}
+    kernels = frame(**norms, update_norm=move * weight).assign(variable="kernel")
+    biases = kernels.assign(variable="bias", weight_norm=0.0, gradient_norm=1e9)
+    return pd.concat([kernels, biases], ignore_index=True)
+
+
+def activation_table(std=0.8, between=0.7, dead=0.1, saturated=np.nan):
+    columns = {
+        "std": std,
+        "std_between_rows": between,
+        "fraction_dead": dead,
+        "fraction_saturated": saturated,
+    }
+    columns = {name: np.broadcast_to(each, SHAPE) for name, each in columns.items()}
+    return frame(**columns)
+
+
+DEPTH = np.arange(5.0)[:, None]
+EPOCHS = READINGS[None, :]
+FROM_3 = EPOCHS >= 3
+HIDDEN_2 = DEPTH == 1
+STUCK = {"loss": np.full(12, 2.3), "accuracy": np.full(12, 0.1)}
+SOUND = {"loss": falling(12, 14), "accuracy": np.full(12, 0.9)}
+
+
+@pytest.mark.parametrize(
+    ("symptom", "layer", "epoch", "tables"),
+    [
+        (
+            "vanishing gradient",
+            "hidden_1",
+            -1,
+            {"gradients": gradient_table(10.0 ** (DEPTH - 4))},
+        ),
+        (
+            "vanishing gradient",
+            "hidden_4",
+            -1,
+            {"activations": activation_table(between=0.1**DEPTH, saturated=0.0)},
+        ),
+        (
+            "fading signal",
+            "hidden_4",
+            -1,
+            {"activations": activation_table(std=0.1**DEPTH, between=0.1**DEPTH)},
+        ),
+        (
+            "missing normalization",
+            "hidden_4",
+            -1,
+            {"activations": activation_table(between=0.1**DEPTH)},
+        ),
+        (
+            "exploding gradient",
+            "hidden_4",
+            -1,
+            {"activations": activation_table(std=5.0**DEPTH, between=5.0**DEPTH)},
+        ),
+        (
+            "dead units",
+            "hidden_2",
+            -1,
+            {"activations": activation_table(dead=0.9 * HIDDEN_2 + 0 * EPOCHS)},
+        ),
+        (
+            "dying units",
+            "hidden_2",
+            3,
+            {"activations": activation_table(dead=0.9 * HIDDEN_2 * FROM_3)},
+        ),
+        (
+            "saturated units",
+            "hidden_2",
+            -1,
+            {"activations": activation_table(saturated=0.8 * HIDDEN_2 + 0 * EPOCHS)},
+        ),
+        (
+            "units driven to saturation",
+            "hidden_2",
+            3,
+            {"activations": activation_table(saturated=0.8 * HIDDEN_2 * FROM_3)},
+        ),
+        ("steps too short", None, 0, {"gradients": gradient_table(move=0.001)}),
+        (
+            "steps held back",
+            None,
+            0,
+            {"gradients": gradient_table(gradient=100.0, move=0.001)},
+        ),
+        (
+            "steps too long",
+            None,
+            3,
+            {"gradients": gradient_table(weight=5.0 + 50 * HIDDEN_2 * FROM_3)},
+        ),
+        (
+            "momentum too high",
+            None,
+            3,
+            {"gradients": gradient_table(move=0.01 * (EPOCHS + 2) + 0 * DEPTH)},
+        ),
+        (
+            "penalties too strong",
+            "hidden_1",
+            0,
+            {"gradients": gradient_table(weight=5 * np.exp(-EPOCHS / 3))},
+        ),
+    ],
+    ids=lambda each: each if isinstance(each, str) and " " in each else "",
+)
+def test_each_fault_in_the_tables_is_the_root_of_the_plateau(
+    symptom, layer, epoch, tables
+):
+    history = {**STUCK, "learning_rate": np.full(12, 0.01)}
+    assert symptoms(history) == ["plateau"]
+    (finding,) = diagnose(history, **tables)
+    assert (finding.symptom, finding.layer, finding.epoch) == (symptom, layer, epoch)
+    assert "It explains: " in finding.cause and "plateau" in finding.cause
+    assert_is_in_order(finding)
+    assert diagnose(SOUND, **tables) == []
+
+
+def test_a_sound_run_is_met_with_silence():
+    tables = {"gradients": gradient_table(), "activations": activation_table()}
+    assert diagnose(SOUND, **tables) == []
+    (finding,) = diagnose(STUCK, **tables)
+    assert finding.symptom == "plateau"
+    overfitted = made("overfitting", 0)
+    assert [each.symptom for each in diagnose(overfitted)] == ["overfitting"]
+
+
+def test_outputs_may_be_saturated_or_zero():
+    is_output = (DEPTH == 4) + 0.0 * EPOCHS
+    table = activation_table(dead=is_output, saturated=is_output)
+    (finding,) = diagnose(STUCK, activations=table)
+    assert finding.symptom == "plateau"
+
+
+def check(symptom, layer=None, **change):
+    """What `check_model` returns, by the names of its attributes alone."""
+    Check = collections.namedtuple(
+        "Check", "symptom layer evidence cause advice change"
+    )
+    return Check(symptom, layer, {"value": 1.0}, "Cause.", "Advice.", change)
+
+
+def test_what_was_seen_before_training_explains_what_was_seen_in_it():
+    dying = activation_table(dead=0.9 * HIDDEN_2 * FROM_3)
+    unscaled = check("inputs unscaled", "hidden_1", scale="standardize")
+    rate = check("learning rate out of range", learning_rate=0.001)
+    (root,) = diagnose(STUCK, activations=dying, checks=[rate, unscaled])[:1]
+    assert root == Finding(
+        "inputs unscaled",
+        "hidden_1",
+        -1,
+        {"value": 1.0},
+        "Cause. It explains: dying units in hidden_2, plateau.",
+        "Advice.",
+        {"scale": "standardize"},
+    )
+    (finding,) = diagnose(STUCK, activations=dying, checks=[rate])
+    assert finding.symptom == "learning rate out of range"
+    (finding,) = diagnose(STUCK, activations=dying)
+    assert finding.symptom == "dying units"
+
+
+def test_each_symptom_explains_only_what_comes_behind_it():
+    seen = [symptom for symptom, _ in _ORDER]
+    assert len(set(seen)) == len(seen)
+    start = {"loss": [9.0, 9.0, 9.0]}  # nothing that could have been overcome
+    for place, (symptom, explained) in enumerate(_ORDER):
+        found = diagnose(start, checks=[check(each) for each in [*seen[::-1], symptom]])
+        assert found[0].symptom == seen[0]
+        alone = diagnose(start, checks=[check(each) for each in (seen[-1], symptom)])
+        assert alone[0].symptom == symptom
+        assert (len(alone) == 1) == (seen[-1] in explained or place == len(seen) - 1)
+
+
+def test_a_bad_start_is_no_finding_once_it_is_overcome():
+    loss = check("initial loss above chance")
+    loss = loss._replace(evidence={"initial": 9.0, "chance": 2.3})
+    assert diagnose(SOUND, checks=[loss, check("vanishing gradient", "a")]) == []
+    high = {"loss": falling(12, 14, top=90.0, bottom=2.0)}
+    (finding,) = diagnose(high, checks=[loss])
+    assert finding.symptom == "initial loss above chance"
+    (finding,) = diagnose(STUCK, checks=[check("vanishing gradient", "a")])
+    assert finding.symptom == "vanishing gradient"
+
+
+def test_what_nobody_here_knows_comes_last_and_a_symptom_once():
+    several = [
+        check("gremlins"),
+        check("zero weights", "a"),
+        check("zero weights", "b"),
+    ]
+    first, second = diagnose(SOUND, checks=several)
+    assert (first.symptom, second.symptom) == ("zero weights", "gremlins")
+    assert first.cause == "Cause. It explains: zero weights in b."
+
+
+def test_labels_that_tell_nothing_are_found_by_a_validation_that_learns_nothing():
+    shuffled = {
+        "loss": falling(20, 4),
+        "val_loss": np.linspace(2.3, 5, 20),
+        "accuracy": np.linspace(0.1, 0.9, 20),
+        "val_accuracy": np.full(20, 0.1),
+    }
+    (finding,) = diagnose(shuffled)
+    assert finding.symptom == "labels unrelated to inputs"
+    assert "It explains: overfitting" in finding.cause
+    values = {name: shuffled[name] for name in ("loss", "val_loss")}
+    assert diagnose(values)[0].symptom == "labels unrelated to inputs"
+    shuffled["val_accuracy"] = np.full(20, 0.6)
+    assert diagnose(shuffled)[0].symptom == "overfitting"
+
+
+def test_labels_tell_nothing_where_all_layers_learn_and_the_loss_stays():
+    history = {**STUCK, "val_loss": STUCK["loss"], "val_accuracy": STUCK["accuracy"]}
+    tables = {"gradients": gradient_table(), "activations": activation_table()}
+    (finding,) = diagnose(history, **tables)
+    assert finding.symptom == "labels unrelated to inputs"
+    (finding,) = diagnose(history, activations=tables["activations"])
+    assert finding.symptom == "plateau"
+
+
+def test_longer_steps_by_a_rate_that_warms_up_are_no_momentum():
+    rates = 0.001 * np.arange(1.0, 13)
+    table = gradient_table(move=0.01 * (EPOCHS + 2) + 0 * DEPTH)
+    (finding,) = diagnose({**STUCK, "learning_rate": rates}, gradients=table)
+    assert finding.symptom == "plateau"
+
+
+def test_a_few_epochs_say_still_learning_only_if_each_was_a_clear_step():
+    assert diagnose({"loss": [2.0, 1.7], "val_loss": [2.0, 1.7]}) == []
+    assert diagnose({"loss": [2.0, 1.5], "val_loss": [2.0, 1.5]}) != []
+    (finding,) = diagnose({"loss": [2.0, 1.5, 1.2], "val_loss": [1.9, 1.4, 1.0]})
+    assert (finding.symptom, finding.epoch) == ("still learning", 2)
+    assert diagnose({"loss": [2.0, 1.5, 1.2], "val_loss": [1.9, 1.4, 1.5]}) == []
+    assert diagnose({"loss": [2.0, 1.5, 1.49]}) == []
+
+
+@few
+@given(st.integers(1, 5), st.integers(0, 10**6))
+def test_tables_in_any_state_are_judged_without_complaint(num_epochs, seed):
+    rng = np.random.default_rng(seed)
+    bad = rng.choice([0.0, np.nan, np.inf, 1e-30, 1e30, 1.0], (9, *SHAPE))
+    columns = [
+        "gradient_norm weight_norm update_norm",
+        "std std_between_rows fraction_dead fraction_saturated",
+    ]
+    tables = [frame(**dict(zip(names.split(), bad, strict=False))) for names in columns]
+    tables = [table[table["epoch"] < num_epochs] for table in tables]
+    loss = rng.choice([1.0, 2.0, np.nan], num_epochs)
+    history = {"loss": loss, "learning_rate": rng.choice([0.1, np.nan], num_epochs)}
+    both = {"gradients": tables[0], "activations": tables[1]}
+    for finding in diagnose(history, **both):
+        assert_is_in_order(finding)
+
+
+def assert_is_in_order(finding):
+    """Numbers that are finite, a change that is known, a code that names recipes."""
+    assert np.all(np.isfinite(list(finding.evidence.values())))
+    assert finding.change
+    for knob, to in finding.change.items():
+        kinds = tuple(each for each in CHANGES[knob] if isinstance(each, type))
+        assert to in CHANGES[knob] or isinstance(to, kinds)
+    assert finding.advice.partition("\n")[0].endswith(".")
+    tree = ast.parse(textwrap.dedent(finding.advice.partition("\n")[2]))
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    assert imports
+    for node in imports:
+        module = importlib.import_module(node.module)
+        assert all(hasattr(module, alias.name) for alias in node.names)
+        assert all(f"{alias.name}(" in finding.advice for alias in node.names)
+
+
+@pytest.mark.parametrize("name", ["gradients", "activations", "checks"])
+def test_tables_and_checks_of_another_form_are_refused(name):
+    for wrong in ([1.0], 1.0, {"epoch": [0]}, pd.DataFrame({"layer": ["a"]})):
+        with pytest.raises(ValueError, match=f"`{name}` must be .*Received: {name}="):
+            diagnose(SOUND, **{name: wrong})
+    assert diagnose(SOUND, **{name: []} if name == "checks" else {name: None}) == []
+
+
+def test_the_plot_marks_findings_on_the_maps_of_their_layers():
+    tables = {
+        "gradients": gradient_table(),
+        "activations": activation_table(dead=0.9 * HIDDEN_2 * FROM_3),
+    }
+    findings = diagnose(STUCK, **tables)
+    figure = plot_diagnosis(STUCK, findings, **tables)
+    _, *maps, below = figure.subfigs
+    axes = {each.get_title(): each for part in maps for each in part.axes}
+    dead = axes["dead units"]
+    (mark,) = [text for text in dead.texts if text.get_text() == "1"]
+    column = list(READINGS).index(findings[0].epoch)
+    assert mark.get_position() == (column, LAYERS.index("hidden_2"))
+    shown = dead.images[0].get_array()
+    np.testing.assert_array_equal(shown[1], 0.9 * (READINGS >= 3))
+    ratios = axes["update to weight in an epoch"].images[0].get_array()
+    np.testing.assert_allclose(ratios[:, 1:], np.log10(0.05))
+    assert "saturated outputs" not in axes  # nothing is known of it
+
+
+def test_the_plot_takes_tables_that_are_not_finite(tmp_path):
+    bad = np.where(FROM_3, np.nan, 0.0) + 0 * DEPTH
+    tables = {
+        "gradients": gradient_table(gradient=bad, weight=np.inf),
+        "activations": activation_table(dead=bad, saturated=bad),
+    }
+    plot_diagnosis(STUCK, [], **tables).savefig(tmp_path / "bad.png")
+
+
 # --- real runs
 
 
@@ -352,18 +695,8 @@ def every_case():
 
 def test_each_advice_is_code_that_names_recipes_which_exist():
     for finding in every_case():
-        words, _, code = finding.advice.partition("\n")
-        assert words.endswith(".") and finding.cause.endswith(".")
-        tree = ast.parse(textwrap.dedent(code))
-        imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
-        assert imports
-        for node in imports:
-            module = importlib.import_module(node.module)
-            for alias in node.names:
-                assert hasattr(module, alias.name)
-                assert f"{alias.name}(" in code
-        assert finding.change
-        assert all(to in CHANGES[knob] for knob, to in finding.change.items())
+        assert finding.cause.endswith(".")
+        assert_is_in_order(finding)
 
 
 def test_a_finding_reads_as_symptom_place_numbers_cause_and_advice():
@@ -430,6 +763,8 @@ def test_a_history_of_another_form_is_refused(wrong):
         "min_swing",
         "swing_fraction",
         "min_gap",
+        "min_accuracy_gap",
+        "min_progress",
         "slow_fall",
         "min_fall",
         "min_accuracy",

@@ -24,6 +24,7 @@ DRY = ["--dry-run", "--data", "garments"]
 
 # All but one of each kind are for make test-all.
 FEW = {"recommended", "clip_norm", "nadam", "one_cycle_scheduler", "l1", "dropout"}
+FEW |= {"reused_layers"}
 
 
 @pytest.mark.parametrize(
@@ -278,3 +279,126 @@ def test_results_moved_away_by_a_killed_run_come_back(tmp_path):
         raise ZeroDivisionError
     assert (tmp_path / "adam-0" / "metrics.json").read_text() == "old"
     assert not old.exists()
+
+
+@pytest.mark.slow
+def test_a_run_in_phases_is_resumed_in_each_as_if_never_stopped(tmp_path, monkeypatch):
+    arguments = ["reused_layers", *DRY, "--epochs", "6", "--output"]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    assert train.main([*arguments, str(whole)]) == 0
+
+    ends = []
+    end_epoch = train.LearningRateLogger.on_epoch_end
+
+    def interrupted(self, epoch, logs=None):
+        ends.append(epoch)
+        if len(ends) in (2, 5, 8):  # the second epoch of each phase
+            raise KeyboardInterrupt
+        end_epoch(self, epoch, logs)
+
+    monkeypatch.setattr(train.LearningRateLogger, "on_epoch_end", interrupted)
+    for _ in range(3):
+        with pytest.raises(SystemExit):
+            train.main([*arguments, str(resumed), "--resume"])
+    assert train.main([*arguments, str(resumed), "--resume"]) == 0
+    assert ends == [0, 1, 1, 0, 1, 1, 0, 1, 1, 2, 3, 4, 5]
+    assert os.listdir(resumed) == ["reused_layers-0"]
+    folders = [output / "reused_layers-0" for output in (whole, resumed)]
+    one, other = [(folder / "history.csv").read_text() for folder in folders]
+    assert one == other
+    one, other = [
+        keras.saving.load_model(folder / "model.keras").get_weights()
+        for folder in folders
+    ]
+    assert all((a == b).all() for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "few_labels",
+        pytest.param("autoencoder", marks=pytest.mark.slow),
+        pytest.param("auxiliary_task", marks=pytest.mark.slow),
+    ],
+)
+def test_runs_with_few_labels_use_no_other(name, tmp_path, monkeypatch):
+    data, source = train.load_data(train.command_line().parse_args([name, *DRY]))
+    data.y_train[train.NUM_LABELS :] = 200  # no class: the loss would be no number
+    monkeypatch.setattr(train, "load_data", lambda options: (data, source))
+    assert train.main([name, *DRY, "--output", str(tmp_path)]) == 0
+    metrics = json.loads((tmp_path / f"{name}-0" / "metrics.json").read_text())
+    assert metrics["test"]["deterministic"]["negative_log_likelihood"] is not None
+
+
+def test_diagnose_changes_no_number_and_leaves_its_files(tmp_path, capsys):
+    def trained(*options):
+        folder = tmp_path / "-".join(["runs", *options])
+        arguments = ["dropout", *DRY, *options, "--output", str(folder)]
+        assert train.main(arguments) == 0
+        return folder / "dropout-0"
+
+    plain, watched = trained(), trained("--diagnose")
+    assert (plain / "history.csv").read_text() == (watched / "history.csv").read_text()
+    weights = [
+        keras.saving.load_model(folder / "model.keras").get_weights()
+        for folder in (plain, watched)
+    ]
+    assert all((a == b).all() for a, b in zip(*weights, strict=True))
+    files = {"diagnosis.json", "diagnosis.png"}
+    assert set(os.listdir(watched)) - set(os.listdir(plain)) == files
+    assert json.loads((watched / "diagnosis.json").read_text()) == []
+    assert capsys.readouterr().out.count("Diagnosis: nothing was found.") == 1
+
+
+def test_diagnose_names_what_is_wrong_also_of_a_resumed_run(
+    tmp_path, monkeypatch, capsys
+):
+    def diverging(plan):
+        return train.compiled(train.network(), keras.optimizers.SGD(1e38)), []
+
+    def crash(*_):
+        raise KeyboardInterrupt
+
+    run = train.RUNS["baseline"]._replace(build=diverging)
+    monkeypatch.setitem(train.RUNS, "baseline", run)
+    arguments = ["baseline", *DRY, "--diagnose", "--output", str(tmp_path)]
+    assert train.main(arguments) == 0
+    path = tmp_path / "baseline-0" / "diagnosis.json"
+    expected = path.read_text()
+    assert json.loads(expected)[0]["symptom"] == "learning rate out of range"
+    assert "1. learning rate out of range" in capsys.readouterr().out
+
+    with monkeypatch.context() as interrupted, pytest.raises(SystemExit):
+        interrupted.setattr(train, "evaluate", crash)
+        train.main([*arguments, "--resume"])
+    path.unlink()
+    assert train.main([*arguments, "--resume"]) == 0
+    assert path.read_text() == expected
+
+
+def test_a_model_that_cannot_be_watched_is_diagnosed_without(
+    tmp_path, monkeypatch, capsys
+):
+    class Bare(keras.Model):
+        """No layer that could be watched."""
+
+        def build(self, input_shape):
+            self.w = self.add_weight(shape=(784, 10), initializer="zeros", name="w")
+
+        def call(self, x):
+            x = train.keras.ops.reshape(x, (-1, 784))
+            return train.keras.ops.softmax(x @ self.w)
+
+    def bare(plan):
+        model = Bare()
+        model(np.zeros((1, 28, 28)))
+        return train.compiled(model, "sgd"), []
+
+    monkeypatch.setitem(
+        train.RUNS, "baseline", train.RUNS["baseline"]._replace(build=bare)
+    )
+    arguments = ["baseline", *DRY, "--diagnose", "--output", str(tmp_path)]
+    assert train.main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if "goes on without" in line]
+    assert "without activations: ActivationMonitor sees the outputs of layers" in line
