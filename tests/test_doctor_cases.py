@@ -84,6 +84,7 @@ def test_data_depend_on_the_seed_alone():
         assert len(first.x) == 50 and np.isfinite(first.x).all()
 
 
+@pytest.mark.slow
 def test_every_network_can_be_built_and_reads_its_data():
     for name, base in programs.BASES.items():
         small = {**base.settings, "rows": 40, "layers": min(3, base.settings["layers"])}

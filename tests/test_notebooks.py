@@ -14,6 +14,9 @@ FOLDER = pathlib.Path(__file__).parent.parent / "notebooks"
 SCRIPTS = sorted(FOLDER.glob("[0-9]*.py"))
 
 every_notebook = pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+# These are for make test-all; and all on JAX, where each compiles for half a minute.
+LONG = {"01", "02", "05"}
+IS_JAX = keras.backend.backend() == "jax"
 
 
 @every_notebook
@@ -37,7 +40,17 @@ def test_notebook_was_executed_in_order_and_is_small(script):
     assert str(FOLDER.parent) not in path.read_text()
 
 
-@every_notebook
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(
+            script,
+            marks=[pytest.mark.slow] * (IS_JAX or script.stem[:2] in LONG),
+            id=script.stem,
+        )
+        for script in SCRIPTS
+    ],
+)
 def test_notebook_runs_on_small_data(script):
     result = subprocess.run(
         [sys.executable, script.name],
@@ -47,8 +60,3 @@ def test_notebook_runs_on_small_data(script):
         text=True,
     )
     assert result.returncode == 0, result.stderr
-
-
-# They are executed on TensorFlow. On JAX each compiles for half a minute.
-if keras.backend.backend() == "jax":
-    pytest.mark.slow(test_notebook_runs_on_small_data)
