@@ -1,6 +1,7 @@
 """A resumed run is compared, to the bit, with one that was never stopped."""
 
 import errno
+import gc
 import os
 import warnings
 
@@ -26,6 +27,13 @@ EPOCHS, BATCHES = 5, 4
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(50, 6)).astype("float32")  # the last batch is ragged
 Y = (X[:, 0] > X[:, 1]).astype("int32")
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    """What crashed runs of many tests leave is taken away a hundred times as slowly."""
+    yield
+    gc.collect()
 
 
 class Crash(Exception):

@@ -22,6 +22,7 @@ from kill_and_resume import kill_and_resume  # noqa: E402
 DRY = ["--dry-run", "--data", "garments"]
 
 
+IS_JAX = keras.backend.backend() == "jax"
 # All but one of each kind are for make test-all.
 FEW = {"recommended", "clip_norm", "nadam", "one_cycle_scheduler", "l1", "dropout"}
 FEW |= {"reused_layers"}
@@ -204,7 +205,12 @@ def test_a_run_that_diverges_keeps_its_record(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "num_kills", [3, pytest.param(20, marks=pytest.mark.slow)], ids=str
+    "num_kills",
+    [
+        pytest.param(3, marks=[pytest.mark.slow] * IS_JAX),
+        pytest.param(20, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_killed_and_started_again_it_ends_as_if_never_stopped(num_kills):
     backend, seed = keras.backend.backend(), num_kills
