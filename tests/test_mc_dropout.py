@@ -187,7 +187,22 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# JAX compiles some of them for seconds; `make test` has the compiled samples of all.
+LONG_ON_JAX = {"ConvLSTM2D", "stacked cells", "Bidirectional", "GRU both"}
+LONG_ON_JAX |= {"MultiHeadAttention", "GroupQueryAttention"}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(
+            kind,
+            marks=[pytest.mark.slow]
+            * (keras.backend.backend() == "jax" and kind in LONG_ON_JAX),
+        )
+        for kind in KINDS
+    ],
+)
 def test_moments_are_those_of_keras_in_training(kind):
     model = KINDS[kind]()
     for variable in model.trainable_variables:

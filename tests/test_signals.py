@@ -102,6 +102,7 @@ def test_gradient_by_time_step_is_that_of_backpropagation_through_time(small):
     np.testing.assert_allclose(rows["gradient"], [norms[2] / norms[0], 1], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_record_and_pictures_are_written_and_drawn_again(small, monkeypatch, tmp_path):
     x, y = images(20)
     data = fashion_mnist.FashionMNIST(x, y, x, y, x, y, ())
