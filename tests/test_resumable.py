@@ -136,6 +136,17 @@ def test_a_stop_at_any_moment_leaves_no_trace(tmp_path, crashes):
     assert len(end[1]["val_accuracy"]) == EPOCHS
 
 
+def test_the_initial_weights_are_kept_whatever_those_of_the_next_process(
+    tmp_path, monkeypatch
+):
+    never_stopped = program(tmp_path / "whole")
+    with pytest.raises(Crash):
+        program(tmp_path / "parts", (0, 2))
+    set_seed = keras.utils.set_random_seed
+    monkeypatch.setattr(keras.utils, "set_random_seed", lambda seed: set_seed(seed + 1))
+    assert_same_end(program(tmp_path / "parts"), never_stopped)
+
+
 def test_compiled_steps_go_on_to_the_bit_as_well(tmp_path):
     assert_stops_leave_no_trace(tmp_path, [(2, 1)], run_eagerly=lambda: False)
 
@@ -272,6 +283,17 @@ def test_the_next_fit_is_not_shortened(tmp_path):
             assert history.epoch == [0, 1]
         assert second.history["loss"] != first.history["loss"]
         # The second time, the first two are complete already.
+
+
+def test_nor_is_the_fit_after_one_that_went_on_and_was_broken_off(tmp_path):
+    with pytest.raises(Crash):
+        program(tmp_path, (2, 1))
+    model, batches = network(), epoch_batches(X, Y, 16, seed=3)
+    resumable = Resumable(tmp_path, data=batches, verbose=0)
+    with pytest.raises(Crash):
+        callbacks = [resumable, CrashAt(3, 1)]
+        model.fit(batches, epochs=EPOCHS, callbacks=callbacks, verbose=0)
+    assert model.fit(batches, epochs=2, verbose=0).epoch == [0, 1]
 
 
 def test_phases_that_are_complete_are_not_repeated(tmp_path):
