@@ -21,11 +21,13 @@
 # %% [markdown]
 # ## Setup
 #
-# `QUICK=1` in the environment runs everything in seconds, on drawn garments.
+# `QUICK=1` in the environment runs everything in seconds, on drawn garments. TensorFlow,
+# because on JAX the forgotten `compile` below is an error that loses the weights.
 
 # %% tags=["hide-output"]
 import os
 
+os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
