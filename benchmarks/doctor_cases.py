@@ -74,11 +74,9 @@ SYMPTOMS = {
     "slow learning": ("rate too low",),
     "momentum too high": ("optimizer settings",),
     "steps held back": ("optimizer settings",),
-    "optimizer settings": ("optimizer settings",),
     "overfitting": ("overfitting",),
     "underfitting": ("underfitting",),
     "penalties too strong": ("underfitting",),
-    "dropout too strong": ("underfitting",),
     "still learning": ("too few epochs",),
     "plateau": (),
     "plain dropout with SELU": (),
@@ -216,6 +214,8 @@ def main(arguments=None):
     add("--seeds", type=int, default=3, help="of the programs: 0 to N - 1")
     add("--results", type=pathlib.Path, default=RESULTS)
     options = parser.parse_args(arguments)
+    if not (options.half or options.healthy):
+        parser.error("nothing to do: give --half, --healthy or both")
     facts = surroundings()
     done = {}
     if options.results.exists():
