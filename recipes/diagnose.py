@@ -1142,6 +1142,13 @@ def _number_between(name, value, low, high):
     return float(value)
 
 
+_FIND_THE_RATE = """\
+from callbacks.lr_finder import LRFinder
+model.optimizer.learning_rate = LRFinder().run(model, x, y).suggestion"""
+_WEIGHTS_FOR_RELU = """\
+from recipes.initializers import initializer_for
+keras.layers.Dense(100, "relu", kernel_initializer=initializer_for("relu"))"""
+
 # case: symptom, cause, advice in words and in code, change
 _CASES = {
     "dead units": (
@@ -1165,9 +1172,7 @@ keras.layers.Dense(100, "leaky_relu", kernel_initializer=weights)""",
         "Most units of the layer have been switched off for every row by a step that "
         "was too long: the learning rate is too high.",
         "Find the learning rate with a range test.",
-        """\
-from callbacks.lr_finder import LRFinder
-model.optimizer.learning_rate = LRFinder().run(model, x, y).suggestion""",
+        _FIND_THE_RATE,
         {"learning_rate": "search"},
     ),
     "saturated units": (
@@ -1185,9 +1190,7 @@ keras.layers.Dense(100, "tanh", kernel_initializer=initializer_for("tanh"))""",
         "Steps that were too long have driven most outputs of the layer to the flat "
         "ends of its activation, where no gradient comes through.",
         "Find the learning rate with a range test.",
-        """\
-from callbacks.lr_finder import LRFinder
-model.optimizer.learning_rate = LRFinder().run(model, x, y).suggestion""",
+        _FIND_THE_RATE,
         {"learning_rate": "search"},
     ),
     "vanishing gradient": (
@@ -1195,9 +1198,7 @@ model.optimizer.learning_rate = LRFinder().run(model, x, y).suggestion""",
         "Weights times slopes are below 1 layer by layer: what reaches the first "
         "layers is too small to move them.",
         "Take ReLU with weights made for it, batch normalization, or residual layers.",
-        """\
-from recipes.initializers import initializer_for
-keras.layers.Dense(100, "relu", kernel_initializer=initializer_for("relu"))""",
+        _WEIGHTS_FOR_RELU,
         {"activation": "relu", "kernel_initializer": "he_normal"},
     ),
     "saturating depth": (
@@ -1205,18 +1206,14 @@ keras.layers.Dense(100, "relu", kernel_initializer=initializer_for("relu"))""",
         "Behind several layers with slopes below 1 all rows look the same: the output "
         "learns only how frequent the targets are, and no gradient comes back.",
         "Take ReLU with weights made for it, batch normalization, or residual layers.",
-        """\
-from recipes.initializers import initializer_for
-keras.layers.Dense(100, "relu", kernel_initializer=initializer_for("relu"))""",
+        _WEIGHTS_FOR_RELU,
         {"activation": "relu", "kernel_initializer": "he_normal"},
     ),
     "fading signal": (
         "fading signal",
         "The signal fades from layer to layer: the initial weights are too small.",
         "Start with weights made for the activation.",
-        """\
-from recipes.initializers import initializer_for
-keras.layers.Dense(100, "relu", kernel_initializer=initializer_for("relu"))""",
+        _WEIGHTS_FOR_RELU,
         {"kernel_initializer": "he_normal"},
     ),
     "missing normalization": (
@@ -1259,9 +1256,7 @@ model.compile(make_optimizer("adam"), loss="mse")""",
         "No layer moves by a hundredth of its weights in an epoch, though gradients "
         "reach all of them: the learning rate is too low.",
         "Find the learning rate with a range test.",
-        """\
-from callbacks.lr_finder import LRFinder
-model.optimizer.learning_rate = LRFinder().run(model, x, y).suggestion""",
+        _FIND_THE_RATE,
         {"learning_rate": "search"},
     ),
     "steps too long": (
@@ -1269,9 +1264,7 @@ model.optimizer.learning_rate = LRFinder().run(model, x, y).suggestion""",
         "The first steps have thrown the weights far from where they began: the "
         "learning rate is too high.",
         "Find the learning rate with a range test.",
-        """\
-from callbacks.lr_finder import LRFinder
-model.optimizer.learning_rate = LRFinder().run(model, x, y).suggestion""",
+        _FIND_THE_RATE,
         {"learning_rate": "search"},
     ),
     "momentum too high": (
@@ -1387,9 +1380,7 @@ temperature = fit_temperature(model.predict(x_valid), y_valid)""",
         "slow learning",
         "The training loss falls steadily, but hardly: the learning rate is too low.",
         "Find the learning rate with a range test.",
-        """\
-from callbacks.lr_finder import LRFinder
-model.optimizer.learning_rate = LRFinder().run(model, x, y).suggestion""",
+        _FIND_THE_RATE,
         {"learning_rate": "search"},
     ),
     "still learning": (
