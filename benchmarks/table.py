@@ -6,10 +6,12 @@ import re
 import sys
 
 import pandas as pd
+import scipy.stats
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+import chapter_table  # noqa: E402
 import mc_dropout_speed  # noqa: E402
 import structures  # noqa: E402
 import training_speed  # noqa: E402
@@ -19,6 +21,12 @@ import train  # noqa: E402
 
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
+# Of the columns of chapter.csv, by their prefix.
+CHAPTER_IMAGES = {
+    "val_": "validation",
+    "test_": "test",
+    "mc_test_": "test, MC Dropout",
+}
 
 
 def runs_table(rows):
@@ -250,6 +258,111 @@ def structures_table(rows):
     return "\n".join([*lines, "", seeds + measured_with(rows)])
 
 
+def chapter_rows(rows):
+    """The notebooks' rows: what they have recorded, and what came out again."""
+    lines = [
+        "| row | set-up | images | accuracy, recorded | measured | in the interval "
+        "| loss, recorded | measured | in the interval |"
+    ]
+    lines.append("|---" * 9 + "|")
+    counts = {"accuracy": [], "loss": []}
+    for name, row in chapter_table.ROWS.items():
+        runs = rows[rows["run"] == name]
+        if row.beside or "rate_of_lowest_loss" in row.recorded or not len(runs):
+            continue
+        for prefix, images in CHAPTER_IMAGES.items():
+            if f"{prefix}accuracy" not in row.recorded:
+                continue
+            cells = [f"`{name}`", row.run.__doc__, images]
+            for measure, flags in counts.items():
+                recorded = row.recorded.get(prefix + measure)
+                if recorded is None:
+                    cells += ["", "", ""]
+                    continue
+                values = runs[prefix + measure]
+                low, high = prediction_interval(values)
+                is_inside = low <= recorded <= high
+                if not row.remark:
+                    flags.append(is_inside)
+                digits = f"{recorded:.4f}" + (" †" if row.remark else "")
+                cells += [digits, mean_and_deviation(values, 4)]
+                cells.append("yes" if is_inside else f"**no**: {low:.4f} to {high:.4f}")
+            lines.append(f"| {' | '.join(cells)} |")
+    remarks = [
+        f"`{name}`: {row.remark}"
+        for name, row in chapter_table.ROWS.items()
+        if row.remark and "rate_of_lowest_loss" not in row.recorded
+    ]
+    inside = " and ".join(
+        f"{sum(flags)} of {len(flags)} for the {measure}"
+        for measure, flags in counts.items()
+    )
+    book = rows[~rows["run"].map(is_ours)]
+    facts = f"{number_of_seeds(book)}; {measured_with(book)}"
+    return "\n\n".join(
+        [
+            "\n".join(lines),
+            f"† Does not belong to the code above it. {'; '.join(remarks)}.",
+            f"Inside, of those that do: {inside}. {facts}",
+        ]
+    )
+
+
+def chapter_ours(rows):
+    """Our networks beside the notebooks', in Markdown."""
+    lines = [
+        "| family | our row | recipes | beside | recorded | its set-up, measured "
+        "| ours | gain, 95 % interval |"
+    ]
+    lines.append("|---" * 8 + "|")
+    for name, row in chapter_table.ROWS.items():
+        ours = rows[rows["run"] == name].set_index("seed")
+        if not row.beside or not len(ours):
+            continue
+        beside = chapter_table.ROWS[row.beside]
+        theirs = rows[rows["run"] == row.beside].set_index("seed")
+        for measure, recorded in beside.recorded.items():
+            if not measure.endswith("accuracy"):
+                continue
+            cells = [row.family, f"`{name}`", row.run.__doc__, f"`{row.beside}`"]
+            cells.append(
+                f"{CHAPTER_IMAGES[measure.removesuffix('accuracy')]}: {recorded:.4f}"
+            )
+            cells.append(mean_and_deviation(theirs[measure], 4))
+            cells.append(mean_and_deviation(ours[measure], 4))
+            low, high = confidence_interval((ours[measure] - theirs[measure]).dropna())
+            cells.append(f"{low:+.4f} to {high:+.4f}")
+            lines.append(f"| {' | '.join(cells)} |")
+    ours = rows[rows["run"].map(is_ours)]
+    facts = f"{number_of_seeds(ours)}; {measured_with(ours)}"
+    return "\n".join([*lines, "", facts])
+
+
+def is_ours(name):
+    """Whether a row of the chapter's csv is one beside the book's."""
+    return bool(chapter_table.ROWS[name].beside)
+
+
+def number_of_seeds(rows):
+    """How many seeds each row has, or from how few to how many."""
+    counts = rows.groupby("run").size()
+    few, many = counts.min(), counts.max()
+    return f"{few} seeds" if few == many else f"{few} to {many} seeds"
+
+
+def prediction_interval(values):
+    """Where one more value lies with 95 % probability, if they are normal."""
+    quantile = scipy.stats.t.ppf(0.975, len(values) - 1)
+    half = quantile * values.std() * math.sqrt(1 + 1 / len(values))
+    return values.mean() - half, values.mean() + half
+
+
+def confidence_interval(values):
+    """Where their true mean lies with 95 % confidence, if they are normal."""
+    half = scipy.stats.t.ppf(0.975, len(values) - 1) * values.sem()
+    return values.mean() - half, values.mean() + half
+
+
 def doctor_table(rows):
     """How faulty programs, their repaired twins and healthy runs are diagnosed."""
     faulty, twins = rows[rows["kinds"].notna()], rows[rows["kinds"].isna()]
@@ -390,6 +503,8 @@ def rendered(readme):
         ("doctor cases", "doctor_cases.csv", doctor_table),
         ("structures", "structures.csv", structures_table),
         ("transfer", "transfer.csv", transfer_table),
+        ("chapter", "chapter.csv", chapter_rows),
+        ("beside the chapter", "chapter.csv", chapter_ours),
     ):
         if (RESULTS / file).exists():
             # 4e72448 is a commit, not a number.
