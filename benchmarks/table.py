@@ -483,7 +483,7 @@ def mean_and_deviation(values, digits):
 def list_of_runs():
     """Every run of train.py with its line."""
     lines = ["| run | what it is |", "|---|---|"]
-    lines += [f"| `{name}` | {run.build.__doc__} |" for name, run in train.RUNS.items()]
+    lines += [f"| `{name}` | {run.description} |" for name, run in train.RUNS.items()]
     return "\n".join(lines)
 
 

@@ -20,7 +20,7 @@ This file is longer than most because the stand-in is drawn by code, line by lin
 
 Reference: Xiao, Rasul, Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking
 Machine Learning Algorithms", 2017, https://arxiv.org/abs/1708.07747
-Revised: 0.1.0
+Revised: 0.2.0
 """
 
 import gzip
@@ -141,7 +141,8 @@ def split_and_scale(train, test, *, scale="unit", validation_size=5000):
     """Hold out the last training images for validation, then scale all three parts.
 
     Args:
-        train: Pair `(x, y)`: uint8 images `(n, height, width)` and labels `(n,)`.
+        train: Pair `(x, y)`: uint8 images `(n, height, width)`, or with channels last,
+            and labels `(n,)`.
         test: Pair `(x, y)` of the same kind.
         scale: `"unit"`: x / 255, in 0..1. `"standardize"`: (x - mean) / deviation of
             each pixel over the training part, as in the book. `"minmax"`: (x - min) /
@@ -328,9 +329,10 @@ def _pair(name, pair):
         raise ValueError(
             f"`{name}` must be a pair of arrays (x, y). {error}"
         ) from error
-    if x.dtype != np.uint8 or x.ndim != 3 or y.shape != x.shape[:1]:
+    if x.dtype != np.uint8 or x.ndim not in (3, 4) or y.shape != x.shape[:1]:
         raise ValueError(
-            f"`{name}` must be uint8 images (n, height, width) and labels (n,). "
+            f"`{name}` must be uint8 images (n, height, width), or with channels last, "
+            f"and labels (n,). "
             f"Received: {x.dtype} {x.shape} and {y.dtype} {y.shape}"
         )
     return x, y

@@ -26,6 +26,9 @@ IS_JAX = keras.backend.backend() == "jax"
 # All but one of each kind are for make test-all.
 FEW = {"recommended", "clip_norm", "nadam", "one_cycle_scheduler", "l1", "dropout"}
 FEW |= {"reused_layers"}
+WITH_DROPOUT = {"recommended", "dropout", "alpha_dropout"}
+WITH_DROPOUT |= {"cifar10_alpha_dropout", "cifar10_one_cycle"}
+CIFAR10 = [name for name, run in train.RUNS.items() if run.dataset == "CIFAR-10"]
 
 
 @pytest.mark.parametrize(
@@ -39,7 +42,7 @@ def test_every_run_trains_and_leaves_its_files(name, tmp_path, capsys):
     assert train.main([name, *DRY, "--output", str(tmp_path), "--seed", "3"]) == 0
     folder = tmp_path / f"{name}-3"
     files = ["curves.png", "history.csv", "metrics.json", "model.keras"]
-    has_dropout = name in ("recommended", "dropout", "alpha_dropout")
+    has_dropout = name in WITH_DROPOUT
     if has_dropout:
         files.append("uncertainty.png")
     assert sorted(os.listdir(folder)) == files
@@ -152,6 +155,8 @@ def test_list_names_every_run_with_one_line(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(train.RUNS)
     assert all(len(line.split()) > 3 for line in lines)
+    unmeasured = [line.split()[0] for line in lines if line.endswith("Not measured.")]
+    assert unmeasured == CIFAR10
 
 
 @pytest.mark.parametrize(
@@ -166,6 +171,8 @@ def test_list_names_every_run_with_one_line(capsys):
         (["--data", "/nowhere"], "/nowhere holds no"),
         (["--frobnicate"], "--frobnicate"),
         (["--output", "/dev/null/runs"], "/dev/null"),
+        (["cifar10_selu", "--data", "fashion-mnist"], "not 'fashion-mnist'"),
+        (["cifar10_selu", "--data", "/nowhere"], "auto or garments, not '/nowhere'"),
     ],
 )
 def test_wrong_arguments_end_in_one_sentence_and_exit_code_2(
@@ -408,3 +415,118 @@ def test_a_model_that_cannot_be_watched_is_diagnosed_without(
     lines = capsys.readouterr().out.splitlines()
     (line,) = [line for line in lines if "goes on without" in line]
     assert "without activations: ActivationMonitor sees the outputs of layers" in line
+
+
+# --- CIFAR-10
+
+
+def made_cifar10():
+    """As Keras's loader gives it: labels in a column; each image tells its row."""
+    rows = np.arange(5_600)
+    x = np.zeros((len(rows), 32, 32, 3), "uint8")
+    x[:, 0, 0, 0], x[:, 0, 0, 1] = rows // 256, rows % 256
+    y = (rows % 10).astype("uint8")[:, None]
+    return (x, y), (x[:40], y[:40])
+
+
+def cifar10(scale, monkeypatch):
+    """The data of a run on CIFAR-10, without a download."""
+    monkeypatch.setattr(keras.datasets.cifar10, "load_data", made_cifar10)
+    name = next(name for name in CIFAR10 if train.RUNS[name].scale == scale)
+    return train.load_data(train.command_line().parse_args([name]))
+
+
+def test_the_first_5000_of_cifar10_validate(monkeypatch):
+    data, source = cifar10(None, monkeypatch)
+    x = data.x_valid.astype(int)
+    assert (x[:, 0, 0, 0] * 256 + x[:, 0, 0, 1] == np.arange(5000)).all()
+    x = data.x_train.astype(int)
+    assert (x[:, 0, 0, 0] * 256 + x[:, 0, 0, 1] == np.arange(5000, 5600)).all()
+    for y, first in ((data.y_train, 5000), (data.y_valid, 0), (data.y_test, 0)):
+        assert y.shape == (len(y),) and (y == (first + np.arange(len(y))) % 10).all()
+    assert source == "CIFAR-10" and data.class_names[8] == "ship"
+
+
+def test_cifar10_is_standardized_by_its_training_part(monkeypatch):
+    data, _ = cifar10("standardize", monkeypatch)
+    (x, _), _ = made_cifar10()
+    seen = x[5000:].reshape(600, -1).astype(float)
+    deviation = np.where(seen.std(axis=0) == 0, 1, seen.std(axis=0))
+    for given, raw in ((data.x_train, x[5000:]), (data.x_valid, x[:5000])):
+        raw = raw.reshape(len(raw), -1)
+        expected = (raw - seen.mean(axis=0)) / deviation
+        np.testing.assert_allclose(given.reshape(len(raw), -1), expected, atol=1e-4)
+
+
+def test_a_run_on_cifar10_ends_in_one_sentence_where_it_cannot_be_had(
+    tmp_path, monkeypatch, capsys
+):
+    def no_network():
+        print("Downloading data from https://...")
+        raise Exception("URL fetch failure on https://...: None")
+
+    monkeypatch.setattr(keras.datasets.cifar10, "load_data", no_network)
+    with pytest.raises(SystemExit) as leaving:
+        train.main(["cifar10_selu", "--dry-run", "--output", str(tmp_path)])
+    assert leaving.value.code == 2 and os.listdir(tmp_path) == []
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()[1:]  # after Keras's own
+    assert line.startswith("train.py: CIFAR-10 cannot be had: URL fetch failure")
+
+
+@pytest.mark.parametrize("name", CIFAR10)
+def test_runs_on_cifar10_are_those_of_the_book(name):
+    run = train.RUNS[name]
+    model, callbacks = run.build(train.Plan(run.epochs, steps_per_epoch=10))
+    assert model.input_shape == (None, 32, 32, 3)
+    dense = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)]
+    assert [layer.units for layer in dense] == [100] * 20 + [10]
+    kinds = {type(layer).__name__ for layer in model.layers}
+    assert ("AlphaDropout" in kinds) == (name in WITH_DROPOUT)
+    assert ("BatchNormalization" in kinds) == (name == "cifar10_batch_norm")
+    if name == "cifar10_one_cycle":
+        assert (run.epochs, run.batch_size, callbacks) == (15, 128, [])
+        rate = model.optimizer._learning_rate  # the schedule: 150 steps
+        rates = [float(rate(step)) for step in range(150)]
+        assert max(rates) == pytest.approx(0.05, rel=0.02)
+        assert rates[0] == pytest.approx(0.005)
+        assert rates[-1] == pytest.approx(0.005 / 1000)
+    else:
+        rates = {"swish": 5e-5, "batch_norm": 5e-4, "selu": 7e-4, "alpha_dropout": 5e-4}
+        rate = rates[name.removeprefix("cifar10_")]
+        assert type(model.optimizer).__name__ == "Nadam"
+        assert float(model.optimizer.learning_rate) == pytest.approx(rate)
+        assert (run.epochs, run.batch_size) == (100, 32)
+        (early,) = callbacks
+        assert early.monitor == "val_loss" and early.patience == 20
+
+
+@pytest.mark.parametrize(
+    "options",
+    [[], pytest.param(["--resume", "--diagnose"], marks=pytest.mark.slow)],
+    ids=["alone", "watched"],
+)
+def test_a_run_that_stops_early_keeps_its_best_epoch(options, tmp_path, monkeypatch):
+    def build(plan):
+        # The rate is so high that the validation loss soon rises.
+        shape = {"image_shape": train.CIFAR10_SHAPE}
+        model = train.network_of(train.layers.AlphaDropout(0.1), **shape)
+        early = train.best_epoch()
+        early.patience = 2
+        return train.compiled(model, keras.optimizers.Adam(0.05)), [early]
+
+    run = train.RUNS["cifar10_selu"]._replace(build=build)
+    monkeypatch.setitem(train.RUNS, "cifar10_selu", run)
+    arguments = ["cifar10_selu", *DRY, "--epochs", "20", "--output", str(tmp_path)]
+    assert train.main([*arguments, *options]) == 0
+    folder = tmp_path / "cifar10_selu-0"
+    assert "uncertainty.png" in os.listdir(folder)
+    history = pd.read_csv(folder / "history.csv")
+    best = history["val_loss"].idxmin()
+    assert len(history) == best + 1 + 2 < 20
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["epochs"] == len(history)
+    accuracy = history["val_accuracy"]
+    assert metrics["validation_accuracy"] == pytest.approx(accuracy[best])
+    assert accuracy[best] != accuracy.iloc[-1]
