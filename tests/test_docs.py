@@ -1,0 +1,78 @@
+"""Every Python block of docs/ runs alone, and does what its comments say.
+
+Below a line, `# ValueError: text` says that it raises this error, or warns so; behind a
+`print`, a comment says what it prints. `on JAX` in either: it is so there alone.
+"""
+
+import contextlib
+import importlib.util
+import io
+import pathlib
+import re
+import warnings
+
+import keras
+import pytest
+
+DOCS = pathlib.Path(__file__).parent.parent / "docs"
+HERE = {"tensorflow": "TensorFlow", "jax": "JAX"}[keras.backend.backend()]
+BLOCKS = [
+    pytest.param(block, id=f"{path.stem}-{number}")
+    for path in sorted(DOCS.glob("*.md"))
+    for number, block in enumerate(
+        re.findall(r"^```python\n(.*?)```", path.read_text(), re.S | re.M)
+    )
+]
+TROUBLE = re.compile(r" *# (\w+(?:Error|Warning))(?: on (\w+))?: (.+)")
+PRINTED = re.compile(r"print\(.*\)  # (?:on (\w+): )?(.+)")
+
+
+def expected(block):
+    """Errors and warnings, and what is printed before the first error, here."""
+    troubles, prints = [], []
+    for line in block.splitlines():
+        if (match := TROUBLE.match(line)) and match[2] in (None, HERE):
+            if match[1] == "TBNotInstalledError" and importlib.util.find_spec(
+                "tensorboard"
+            ):
+                continue
+            troubles.append((match[1], match[3]))
+            if match[1].endswith("Error"):
+                break
+        if (match := PRINTED.match(line)) and match[1] in (None, HERE):
+            prints.append(match[2])
+    return troubles, prints
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_block_does_what_its_comments_say(block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    troubles, printed = [], io.StringIO()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        # Keras 3.15's own: reading a variable under NumPy 2.
+        warnings.filterwarnings("ignore", "__array__", DeprecationWarning)
+        try:
+            with contextlib.redirect_stdout(printed):
+                exec(compile(block, "block", "exec"), {"__name__": "block"})
+        except Exception as error:
+            troubles.append((type(error).__name__, str(error)))
+    troubles = [(w.category.__name__, str(w.message)) for w in caught] + troubles
+    expected_troubles, expected_prints = expected(block)
+    assert len(troubles) == len(expected_troubles), troubles
+    for (kind, text), (name, part) in zip(troubles, expected_troubles, strict=True):
+        assert kind == name and part in text
+    assert printed.getvalue().splitlines() == expected_prints
+
+
+def test_every_link_between_pages_leads_somewhere():
+    for path in DOCS.glob("*.md"):
+        text = path.read_text()
+        for page, anchor in re.findall(r"\]\(([^)#:]*)#?([^):]*)\)", text):
+            target = (DOCS / page).read_text() if page else text
+            headings = re.findall(r"^#+ (.+)$", target, re.M)
+            anchors = [
+                re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+                for heading in headings
+            ]
+            assert not anchor or anchor in anchors, anchor
