@@ -1,7 +1,8 @@
 """Every Python block of docs/ runs alone, and does what its comments say.
 
-Below a line, `# ValueError: text` says that it raises this error, or warns so; behind a
-`print`, a comment says what it prints. `on JAX` in either: it is so there alone.
+Below a line, `# ValueError: text` says that it raises this error, or warns so, and
+`# ValueError on JAX: text` that it does there alone. Behind a `print` stands what it
+prints, or `TensorFlow: this, JAX: that`.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ BLOCKS = [
     )
 ]
 TROUBLE = re.compile(r" *# (\w+(?:Error|Warning))(?: on (\w+))?: (.+)")
-PRINTED = re.compile(r"print\(.*\)  # (?:on (\w+): )?(.+)")
+PRINTED = re.compile(r"print\(.*\)  # (.+)")
 
 
 def expected(block):
@@ -39,8 +40,9 @@ def expected(block):
             troubles.append((match[1], match[3]))
             if match[1].endswith("Error"):
                 break
-        if (match := PRINTED.match(line)) and match[1] in (None, HERE):
-            prints.append(match[2])
+        if match := PRINTED.match(line):
+            by_backend = dict(re.findall(r"(TensorFlow|JAX): ([^,]+)", match[1]))
+            prints.append(by_backend.get(HERE, match[1]))
     return troubles, prints
 
 
