@@ -775,7 +775,8 @@ def run(base, settings, seed, *, look=True):
         if look:
             result.checks = check_model(model, train.x, train.y)
             probe = probe_of(train)
-            monitors = [GradientMonitor(*probe), ActivationMonitor(probe[0])]
+            if len(probe[0]):
+                monitors = [GradientMonitor(*probe), ActivationMonitor(probe[0])]
         try:
             history = model.fit(
                 train.x,
@@ -792,7 +793,7 @@ def run(base, settings, seed, *, look=True):
             return result
         predictions = keras.ops.convert_to_numpy(model(test.x, training=False))
     result.history = history.history
-    if look:
+    if monitors:
         result.gradients, result.activations = (each.to_frame() for each in monitors)
     unscaled = predictions * std + mean if np.ndim(std) else predictions
     y = test.y * std + mean if np.ndim(std) else test.y
@@ -854,7 +855,7 @@ def apply(change, layer, settings, base=None, *, seed=0, history=None):
             case "regularization", "lower":
                 new |= {"dropout": 0.0, "l2": 0.0, "weight_decay": None}
             case "epochs", "higher":
-                new[name] = 4 * settings[name]
+                new[name] = 10 * settings[name]
             case "epochs", "lower":
                 losses = np.nan_to_num(history["val_loss"], nan=np.inf)
                 new[name] = 1 + int(np.argmin(losses))

@@ -39,6 +39,8 @@ Reference: Klambauer et al., "Self-Normalizing Neural Networks", 2017,
 https://arxiv.org/abs/1706.02515
 Reference: Ben Braiek, Khomh, "TheDeepChecker: Testing Deep Neural Network Training
 Programs", 2022, https://arxiv.org/abs/2204.00694
+Reference: Lu, Shin, Su, Karniadakis, "Dying ReLU and Initialization: Theory and
+Numerical Examples", 2020, https://arxiv.org/abs/1903.06733
 Revised: 0.2.0
 """
 
@@ -88,16 +90,20 @@ def check_model(model, x, y):
     - inputs: NaN or infinite; the same in all rows; at the first kernel a root mean
       square above 10, or nothing above 0.01
     - labels: of another shape than the loss wants; no classes of the output; outside
-      the range of the output's activation; for regression, root mean square above 100
+      the range of the output's activation, or below 0 for a logarithmic error; for
+      regression, root mean square above 100
     - output: softmax of one unit or for several labels at once, sigmoid for exclusive
-      classes, logits or probabilities that the loss takes for the other
+      classes, logits or probabilities that the loss takes for the other, logits that
+      cannot be any number
     - weights: a kernel whose units are all equal (not the output's: its units differ by
       their targets), two kernels that are equal
     - SELU: inputs with a mean beyond 0.2 or a deviation outside 0.5 to 1.5, kernels
       whose variance is not within 0.6 to 1.5 of 1 / fan_in, plain dropout
     - signals, if the above is in order: hidden layers with 50% of saturated entries, or
-      70% of dead units on 16 rows or more; error at the first kernel below a thousandth
-      of that at the last, or above a thousand times it
+      70% of dead units on 16 rows or more, which is laid to their width where layers so
+      narrow are born dead in 5% of networks; error at the first kernel below a
+      thousandth of that at the last, or above a thousand times it; Dense layers that
+      for want of activations are together a single one
     - initial loss: above 3 times that of chance (for squared errors 10 times), which is
       ln(classes) for a crossentropy, and else the loss of a constant prediction
     - learning rate: where it is highest, outside what its optimizer is used with, which
@@ -143,7 +149,7 @@ def check_model(model, x, y):
 
     findings = _data_findings(x) or _entry_findings(calls)
     if kind:
-        output = _Output(calls, outputs, kind, from_logits)
+        output = _Output(calls, outputs, kind, from_logits, loss)
         findings += _label_findings(y, output) or _output_findings(output)
     usable = not findings
     findings += _weight_findings(calls)
@@ -151,7 +157,8 @@ def check_model(model, x, y):
         findings += _selu_findings(calls)
     if not findings:
         y_rows = keras.tree.map_structure(lambda a: _as_tensor(a[rows]), y)
-        findings += _signal_findings(_signals(model, x_rows, y_rows))
+        signals = _signals(model, x_rows, y_rows)
+        findings += _signal_findings(signals) or _depth_findings(calls)
     if usable and kind:
         findings += _initial_loss_findings(y[rows], outputs, kind, loss)
     return findings + _rate_findings(model.optimizer)
@@ -714,8 +721,8 @@ _TEXTS = {
     ),
     "class numbers for a categorical loss": (
         "The loss wants a vector per row, not the number of the class.",
-        'Compile with `loss="sparse_categorical_crossentropy"`, or give it vectors, '
-        "`y = keras.utils.to_categorical(y, {units})`.",
+        'Compile with `loss="sparse_categorical_crossentropy"`{also}, or give it '
+        "vectors, `y = keras.utils.to_categorical(y, {units})`.",
     ),
     "labels do not fit the output": (
         "A row of the labels has shape {have}, one of the outputs {want}: the loss "
@@ -738,6 +745,10 @@ _TEXTS = {
         "{activation} gives nothing below {low:.3g} and nothing above {high:.3g}.",
         "Leave the last layer linear: {dense}.",
     ),
+    "targets outside the range of the loss": (
+        "A logarithmic error takes all that is below 0 for 0, targets and outputs.",
+        "Compile with `loss=keras.losses.MeanSquaredError()`.",
+    ),
     "targets unscaled": (
         "Outputs start near 1, and steps are made for that: it takes thousands of them "
         "to get to such targets, or they overshoot.",
@@ -753,6 +764,11 @@ _TEXTS = {
         "The loss takes the outputs for probabilities and cuts them off at 0 and 1, "
         "where there is no gradient.",
         "Compile with `loss=keras.losses.{loss}(from_logits=True)`, or take {dense}.",
+    ),
+    "logits with bounds": (
+        "Logits may have to be any number, but {activation} gives nothing below "
+        "{low:.3g} and nothing above {high:.3g}.",
+        "Leave the last layer linear: {dense}.",
     ),
     "sigmoid for exclusive classes": (
         "One class of several is right, but each sigmoid is a probability of its own: "
@@ -784,6 +800,17 @@ _TEXTS = {
     "plain dropout with SELU": (
         "Its zeros shift mean and deviation, which SELU is to keep.",
         "Put `keras.layers.AlphaDropout({rate:g})` in its place.",
+    ),
+    "linear hidden layers": (
+        "Without an activation between them, Dense layers are together a single one: "
+        "the network can draw only straight lines.",
+        "Give the hidden layers an activation: {dense}.",
+    ),
+    "layers too narrow": (
+        "Deep in a network a unit of ReLU is off for all rows about every second time, "
+        "and a layer whose units are all off lets nothing through: {depth} layers as "
+        "narrow as these have one in up to {chance:.0%} of networks.",
+        "Take wider layers: {dense}.",
     ),
     "saturated units": (
         "Where the activation is flat, no gradient comes through.",
@@ -910,9 +937,10 @@ def _loss_of(model):
 class _Output:
     """The output of a model on some rows, what makes it, and how the loss reads it."""
 
-    def __init__(self, calls, outputs, kind, from_logits):
+    def __init__(self, calls, outputs, kind, from_logits, loss):
         self.values = _numbers(outputs)
         self.kind, self.from_logits = kind, from_logits
+        self.loss_name = getattr(loss, "fn", loss).__name__
         self.call = next((call for call in calls if call.output is outputs), None)
         self.activation = self.call and self.call.kind
         self.units = self.values.shape[-1] if self.values.ndim > 1 else 1
@@ -926,6 +954,11 @@ class _Output:
         values = _numbers(self.call.activation(_grid(self.call)))
         low, high = values.min(), values.max()
         return low if low > -100 else -math.inf, high if high < 100 else math.inf
+
+    def wants_vectors(self, y):
+        """Whether y, a number per row, numbers the classes of the units."""
+        is_numbered = y.min() == 0 and y.max() == self.units - 1
+        return self.kind == "categorical" or (is_numbered and (y == np.floor(y)).all())
 
     def finding(self, symptom, evidence, change, **words):
         layer = self.call and self.call.name
@@ -966,10 +999,16 @@ def _shape_findings(y, output):
         if is_vector:
             return _several_labels(y, output)
         fits = is_number
-    elif output.kind == "categorical" and is_number and units > 1:
-        symptom = "class numbers for a categorical loss"
+    elif is_number and units > 1 and output.wants_vectors(y):
+        symptom, also = "class numbers for a categorical loss", ""
         change = {"loss": "sparse_categorical_crossentropy"}
-        return output.finding(symptom, {"classes": units}, change, units=units)
+        if output.from_logits:
+            change["from_logits"] = True
+        elif output.kind != "categorical" and output.activation != "softmax":
+            change["activation"] = "softmax"
+            also = f" and take {_dense(units, 'softmax')}"
+        words = {"units": units, "also": also}
+        return output.finding(symptom, {"classes": units}, change, **words)
     elif units == 1:
         fits = fits or is_number
     if fits:
@@ -1050,6 +1089,10 @@ def _target_findings(y, output):
             )
         words = {"cause": cause, "advice": advice}
         return output.finding("labels out of range", evidence, change, **words)
+    if output.loss_name == "mean_squared_logarithmic_error" and least < 0:
+        evidence["below_0_fraction"] = (y < 0).mean()
+        symptom = "targets outside the range of the loss"
+        return output.finding(symptom, evidence, {"loss": "mean_squared_error"})
     low, high = output.range()
     if least < low - 1e-6 or largest > high + 1e-6:
         symptom = "targets outside the range of the output"
@@ -1081,7 +1124,12 @@ def _output_findings(output):
             symptom = "probabilities taken for logits"
             change = {"loss": loss, "from_logits": False}
             return output.finding(symptom, evidence, change, loss=loss)
-        return []
+        low, high = output.range()
+        if low == -math.inf and high == math.inf:
+            return []
+        symptom, words = "logits with bounds", {"activation": activation}
+        words |= {"low": low, "high": high}
+        return output.finding(symptom, evidence, {"activation": "linear"}, **words)
     right = "sigmoid" if output.kind == "binary" else "softmax"
     is_linear = output.call and not activation and _kernels(output.call.layer)
     if is_linear or not is_inside:
@@ -1130,6 +1178,37 @@ def _weight_findings(calls):
     return findings
 
 
+# What maps straight lines to straight lines, but for an activation.
+_STRAIGHT = (
+    keras.layers.InputLayer,
+    keras.layers.Dense,
+    keras.layers.Flatten,
+    keras.layers.Reshape,
+    keras.layers.Dropout,
+    keras.layers.Rescaling,
+    keras.layers.Normalization,
+    keras.layers.BatchNormalization,
+)
+
+
+def _depth_findings(calls):
+    kernels = [n for n, call in enumerate(calls) if _kernels(call.layer)]
+    if len(kernels) < 2:
+        return []
+    hidden, top = calls[: kernels[-1]], calls[kernels[-1]]
+    is_straight = all(isinstance(call.layer, _STRAIGHT) for call in [*hidden, top])
+    if not is_straight or any(call.kind for call in hidden):
+        return []
+    widths = [calls[n].z.shape[-1] for n in kernels[:-1]]
+    ends = calls[kernels[0]].inputs[0].shape[-1], top.z.shape[-1]
+    if min(widths) < min(ends):  # a bottleneck says something straight
+        return []
+    change, _ = _initializer("relu")
+    change, evidence = {"activation": "relu", **change}, {"layers": len(widths)}
+    name, words = calls[kernels[0]].name, {"dense": _dense(widths[0], "relu")}
+    return [_model_finding("linear hidden layers", name, evidence, change, **words)]
+
+
 def _selu_findings(calls):
     selu = [call for call in calls if call.kind == "selu"]
     if not selu:
@@ -1173,12 +1252,20 @@ def _signal_findings(signals):
     if len(kernels) < 2:
         return []
     bounded = ("sigmoid", "hard_sigmoid", "tanh", "hard_tanh", "softsign")
+    chance_alive, depth = 1.0, 0
     for call, signal in signals[: kernels[-1]]:
         change, start = _initializer(call.kind)
+        if call.kind == "relu":
+            chance_alive, depth = (
+                chance_alive * (1 - 0.5 ** call.z.shape[-1]),
+                depth + 1,
+            )
         if call.kind in bounded and signal["saturated"] > 0.5:
             evidence, symptom = {"saturated": signal["saturated"]}, "saturated units"
             return [_model_finding(symptom, call.name, evidence, change, start=start)]
         if call.kind not in bounded and signal["dead"] > 0.7 and len(call.z) >= 16:
+            if 1 - chance_alive > 0.05:
+                return _too_narrow(call, 1 - chance_alive, depth)
             change = {"activation": "leaky_relu", **change}
             evidence, symptom = {"dead": signal["dead"]}, "dead units"
             return [_model_finding(symptom, call.name, evidence, change, start=start)]
@@ -1194,6 +1281,14 @@ def _signal_findings(signals):
     else:
         return []
     return [_model_finding(symptom, call.name, evidence, change, start=start)]
+
+
+def _too_narrow(call, chance, depth):
+    units = 2 ** math.ceil(math.log2(math.log2(1000 * depth)))  # born dead: 1 of 1000
+    words = {"chance": chance, "depth": depth, "dense": _dense(units, "relu")}
+    evidence = {"units": call.z.shape[-1], "born_dead_fraction": chance}
+    change = {"units": units}
+    return [_model_finding("layers too narrow", call.name, evidence, change, **words)]
 
 
 def _initial_loss_findings(y, outputs, kind, loss):
@@ -1219,7 +1314,8 @@ def _initial_loss_findings(y, outputs, kind, loss):
         f"Start with weights that fit the activations, `{start}`, and look with "
         "`recipes.check_model.signal_table(model, x, y)` where the deviation grows."
     )
-    if kind == "regression":
+    large = [np.square(each).mean() for each in (_numbers(outputs), targets)]
+    if kind == "regression" and large[0] < large[1]:
         change = {"target_scale": "standardize"}
         advice = (
             "Bring the targets to mean 0 and deviation 1, or start the output at their "

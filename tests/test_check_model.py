@@ -466,6 +466,14 @@ HEALTHY = {
     "zero weights of the output": healthy(
         X, data(64, 1), dense(1, kernel_initializer="zeros"), loss="mse"
     ),
+    "a straight bottleneck": lambda: (
+        compiled(keras.Input((6,)), dense(2), dense(6), loss="mse"),
+        X,
+        X,
+    ),
+    "logarithmic error": healthy(
+        X, PIXELS[:, 0], dense(1), loss="mean_squared_logarithmic_error"
+    ),
     "a loss of one's own": healthy(
         X, X[:, :3], dense(3), loss=lambda y, p: keras.ops.abs(y - p)
     ),
@@ -613,6 +621,67 @@ FAULTY = {
         Y[:, None],
         "class numbers for a categorical loss",
         {"loss": SPARSE},
+    ),
+    "numbers, squared error": (
+        lambda: small(dense(3, "softmax"), loss="mse"),
+        X,
+        Y,
+        "class numbers for a categorical loss",
+        {"loss": SPARSE},
+    ),
+    "numbers, a sigmoid per class": (
+        lambda: small(dense(3, "sigmoid"), loss="binary_crossentropy"),
+        X,
+        Y,
+        "class numbers for a categorical loss",
+        {"loss": SPARSE, "activation": "softmax"},
+    ),
+    "numbers, categorical from logits": (
+        lambda: small(dense(3), loss=LOSSES.CategoricalCrossentropy(from_logits=True)),
+        X,
+        Y,
+        "class numbers for a categorical loss",
+        {"loss": SPARSE, "from_logits": True},
+    ),
+    "logarithm of negative targets": (
+        lambda: small(dense(1), loss="mean_squared_logarithmic_error"),
+        X,
+        X[:, 0],
+        "targets outside the range of the loss",
+        {"loss": "mean_squared_error"},
+    ),
+    "logits of tanh": (
+        lambda: small(
+            dense(3, "tanh"),
+            loss=LOSSES.SparseCategoricalCrossentropy(from_logits=True),
+        ),
+        X,
+        Y,
+        "logits with bounds",
+        {"activation": "linear"},
+    ),
+    "no activations": (
+        lambda: small(layers.Dropout(0.1), dense(8), dense(3, "softmax"), first=None),
+        X,
+        Y,
+        "linear hidden layers",
+        {"activation": "relu", "kernel_initializer": "he_normal"},
+    ),
+    "two units a layer": (
+        lambda: deep("relu", units=2),
+        data(64, 2),
+        Y,
+        "layers too narrow",
+        {"units": 16},
+    ),
+    "wild regression": (
+        lambda: small(
+            layers.Dense(1, kernel_initializer=NORMAL(0, 9.0, 1)), loss="mse"
+        ),
+        X,
+        X[:, 0],
+        "initial loss above chance",
+        {"kernel_initializer": "he_normal"},
     ),
     "wrong width": (
         lambda: small(dense(1), loss="mse"),

@@ -211,7 +211,7 @@ CHANGES = [  # change, layer, what was, what is then
         {"dropout": 0.9, "l2": 1.0, "weight_decay": 2.0},
         {"dropout": 0.0, "l2": 0.0, "weight_decay": None},
     ),
-    ({"epochs": "higher"}, None, {}, {"epochs": 80}),
+    ({"epochs": "higher"}, None, {}, {"epochs": 200}),
     ({"epochs": "lower"}, None, {}, {"epochs": 2}),
 ]
 
