@@ -215,7 +215,7 @@ def main(arguments=None):
     add = parser.add_argument
     add("--half", choices=("tune", "unseen", "both"), help="of the programs")
     add("--healthy", action="store_true", help="runs of train.py on Fashion-MNIST")
-    add("--seeds", type=int, default=3, help="of the programs: 0 to N - 1")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the programs")
     add("--results", type=pathlib.Path, default=RESULTS)
     options = parser.parse_args(arguments)
     if not (options.half or options.healthy):
@@ -233,7 +233,7 @@ def main(arguments=None):
         print(json.dumps(row, default=str), flush=True)
 
     halves = ("tune", "unseen") if options.half == "both" else (options.half,)
-    for seed, (name, base) in itertools.product(range(options.seeds), BASES.items()):
+    for seed, (name, base) in itertools.product(options.seeds, BASES.items()):
         if base.half not in halves:
             continue
         twin = twin_of(name)

@@ -103,7 +103,7 @@ _HELD_BACK = 0.3  # an epoch's update to one step of plain gradient descent
 _GATHERING = 1.5  # update of the fourth epoch to that of the first, at equal rates
 _SHRUNK = 0.3  # weights to initial weights
 _CONSTANT = 0.01  # deviation of outputs between rows to the initial
-_STEP_DOWN = 0.05  # of the loss, in each epoch: what counts as movement elsewhere
+_STEP_DOWN = 0.05  # of the loss, in an epoch: what counts as movement elsewhere
 _GAIN = 0.1  # of accuracy, or of the first loss: training gains it, validation does not
 
 _CURVES = {"divergence", "oscillation", "plateau", "slow learning", "underfitting"}
@@ -226,8 +226,8 @@ def diagnose(history, *, gradients=None, activations=None, checks=()) -> list[Fi
     - labels unrelated to inputs: validation never gets better than training was in its
       first epoch, but training does, by 0.1 in accuracy (or of the loss, where there is
       no accuracy); or neither does, though all layers move
-    - still learning: in three to five epochs, if each was a step down by 5%, and in
-      two, if the second was one by 20%
+    - still learning: in three to five epochs, if each was a step down, by 5% as a rule
+      and in the last, and in two, if the second was one by 20%
     - plateau: an output that is the same for all rows
 
     and, if the run struggles, which means that its curves say something other than
@@ -990,7 +990,9 @@ def _early_end(run):
         return None
     falls = [-np.diff(each) / np.maximum(np.abs(each[:-1]), _TINY) for each in both]
     # Of two epochs one is no trend: it must be a leap.
-    if np.min(falls) < (_STEP_DOWN if num_epochs > 2 else 4 * _STEP_DOWN):
+    least = _STEP_DOWN if num_epochs > 2 else 4 * _STEP_DOWN
+    late = [(np.median(each), each[-1]) for each in falls]
+    if np.min(falls) <= 0 or np.min(late) < least:
         return None
     evidence = {"last_fall_fraction": falls[0][-1]}
     return _verdict("still learning", num_epochs - 1, run.curves, evidence)

@@ -530,6 +530,9 @@ def test_a_few_epochs_say_still_learning_only_if_each_was_a_clear_step():
     assert (finding.symptom, finding.epoch) == ("still learning", 2)
     assert diagnose({"loss": [2.0, 1.5, 1.2], "val_loss": [1.9, 1.4, 1.5]}) == []
     assert diagnose({"loss": [2.0, 1.5, 1.49]}) == []
+    # One shorter step among clear ones, but not the last.
+    assert len(diagnose({"loss": [2.0, 1.8, 1.75, 1.6, 1.4]})) == 1
+    assert diagnose({"loss": [2.0, 1.8, 1.6, 1.4, 1.35]}) == []
 
 
 @few

@@ -316,7 +316,7 @@ def test_the_command_measures_records_and_goes_on(monkeypatch, tmp_path):
     monkeypatch.setattr(cases, "PROGRAMS", [program])
     monkeypatch.setattr(cases, "run", run)
     path = tmp_path / "cases.csv"
-    cases.main(["--half", "tune", "--seeds", "1", "--results", str(path)])
+    cases.main(["--half", "tune", "--seeds", "0", "--results", str(path)])
     table = pd.read_csv(path)
     twin, faulty = table.to_dict("records")
     assert (twin["program"], twin["flagged"]) == ("small: repaired", False)
@@ -328,7 +328,7 @@ def test_the_command_measures_records_and_goes_on(monkeypatch, tmp_path):
         f"{tool} flagged" for tool in doctor_published.RULES
     ]
     monkeypatch.setattr(cases, "measure", None)  # there is nothing left to measure
-    cases.main(["--half", "both", "--seeds", "1", "--results", str(path)])
+    cases.main(["--half", "both", "--seeds", "0", "--results", str(path)])
 
 
 def test_advice_to_check_the_labels_is_right_only_where_they_are_wrong():
