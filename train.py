@@ -6,6 +6,7 @@
     python train.py adam --dry-run           one epoch on 512 images, in seconds
     python train.py adam --resume            goes on where it was killed, if it was
     python train.py adam --diagnose          says what is wrong with it, if anything
+    python train.py adam --distribute        on all devices (docs/distributed.md)
 
 A run is one short function below: it returns a compiled model and its callbacks.
 The runs whose names begin with cifar10 are the chapter's exercise on CIFAR-10, which
@@ -51,6 +52,7 @@ from callbacks.schedulers import (
 from recipes import fashion_mnist, uncertainty
 from recipes.check_model import check_model
 from recipes.diagnose import diagnose, plot_diagnosis
+from recipes.distribute import Devices, EvenBatches, all_devices, prepare_replicas
 from recipes.initializers import initializer_for
 from recipes.layers import HighwayDense, Maxout, ResidualDense, dense_block
 from recipes.mc_dropout import MCDropoutPredictor
@@ -72,6 +74,7 @@ from recipes.transfer import freeze, reuse, unfreeze
 DATA_FOLDER = pathlib.Path(__file__).parent / "data" / "fashion-mnist"
 MC_SAMPLES = 100  # as in the book
 NUM_LABELS = 500  # in runs that pretrain
+ONE_DEVICE = Devices(num_devices=1)
 PROBE_ROWS = 256  # what --diagnose watches the gradients and activations on
 FILES = {"model.keras", "history.csv", "metrics.json", "curves.png", "uncertainty.png"}
 FILES |= {"diagnosis.json", "diagnosis.png"}
@@ -635,26 +638,49 @@ def main(arguments=None):
         for name, one in RUNS.items():
             print(f"{name:<{width}}  {one.description}")
         return 0
-    try:
-        data, source = load_data(options)
-    except (OSError, ValueError) as error:
-        parser.error(" ".join(str(error).split()))
-    try:
-        with folder_in_the_making(options) as folder:
-            train(options, data, source, folder)
-    except OSError as error:
-        parser.error(f"the results cannot be written: {error}")
-    except ValueError as error:
-        if not options.resume:
-            raise
-        parser.error(f"cannot go on: {error}")
-    except KeyboardInterrupt:
-        parser.exit(130, "\ntrain.py: interrupted, no results were written\n")
+    with contextlib.ExitStack() as stack:
+        try:
+            data, source = load_data(options)
+            devices = stack.enter_context(devices_of(options, data))
+        except (OSError, ValueError) as error:
+            parser.error(" ".join(str(error).split()))
+        try:
+            with folder_in_the_making(options) as folder:
+                train(options, data, source, folder, devices)
+        except OSError as error:
+            parser.error(f"the results cannot be written: {error}")
+        except ValueError as error:
+            if not options.resume:
+                raise
+            parser.error(f"cannot go on: {error}")
+        except KeyboardInterrupt:
+            parser.exit(130, "\ntrain.py: interrupted, no results were written\n")
     print(f"Written to {run_folder(options)}, from {source}.")
     return 0
 
 
-def train(options, data, source, folder):
+@contextlib.contextmanager
+def devices_of(options, data):
+    """All devices with --distribute, otherwise the one that Keras chooses."""
+    if not options.distribute:
+        yield ONE_DEVICE
+        return
+    with all_devices() as devices:
+        here = devices.num_devices // devices.num_processes
+        for rows in (32, len(data.x_valid) % 32, len(data.x_test) % 32):
+            if rows % here:
+                raise ValueError(
+                    f"--distribute: {here} devices cannot share the last {rows} images "
+                    "evenly; leave some out, as with CUDA_VISIBLE_DEVICES=0,1"
+                )
+        if devices.num_processes > 1 and options.resume:
+            raise ValueError("--resume is for one host")
+        if devices.process_id:  # the files at the usual place are those of process 0
+            options.output /= f"process-{devices.process_id}"
+        yield devices
+
+
+def train(options, data, source, folder, devices=ONE_DEVICE):
     """Train the run that the options name; leave its files in `folder`."""
     chosen = RUNS[options.run]
     print(f"{options.run}, seed {options.seed}, on {source}.")
@@ -663,12 +689,16 @@ def train(options, data, source, folder):
     settings = {"run": options.run, "seed": options.seed, "epochs": epochs}
     settings |= {"data": source, "dry_run": options.dry_run}
     settings |= {"diagnose": True} if options.diagnose else {}
+    settings |= {"devices": devices.num_devices} if options.distribute else {}
     phases = itertools.count()
 
     def fit(model, x, y, *, epochs, callbacks=(), **more):
         batches = fashion_mnist.epoch_batches(
             x, y, chosen.batch_size, seed=options.seed
         )
+        if devices.num_devices > 1:
+            batches = EvenBatches(batches, devices)
+            prepare_replicas(model)
         phase = next(phases)
         if options.resume:
             state = folder.with_name(f"state-{phase}")
@@ -678,7 +708,8 @@ def train(options, data, source, folder):
             callbacks = [resumable]
         # For runs without a scheduler: the schedulers log the rate themselves.
         callbacks = [LearningRateLogger(), *callbacks]
-        history = model.fit(batches, epochs=epochs, callbacks=callbacks, **more)
+        more |= {"epochs": epochs, "callbacks": callbacks, "shuffle": False}
+        history = model.fit(batches, **more)
         # The next phase begins alike, however many epochs were left of this one.
         keras.utils.set_random_seed((options.seed + phase + 1) % 2**32)
         return history
@@ -698,9 +729,13 @@ def train(options, data, source, folder):
     )
     seconds = time.perf_counter() - began
     history = pd.DataFrame(history.history).rename_axis("epoch")
+    model.save(folder / "model.keras")
+    if devices.num_processes > 1:
+        # A process cannot read predictions that lie on other hosts: each makes its own.
+        keras.distribution.set_distribution(None)
+        model = keras.saving.load_model(folder / "model.keras")
     table, prediction = evaluate(model, data, options.seed)
 
-    model.save(folder / "model.keras")
     history.to_csv(folder / "history.csv")
     plot_curves(history, options.run).savefig(folder / "curves.png", dpi=100)
     if prediction is not None:
@@ -722,6 +757,7 @@ def train(options, data, source, folder):
         .where(np.isfinite(table), None)
         .to_dict(orient="index"),
         "device": ", ".join(keras.distribution.list_devices()),
+        "num_devices": devices.num_devices,
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "versions": {
             "python": platform.python_version(),
@@ -1056,6 +1092,7 @@ def command_line():
     add("--dry-run", action="store_true", help="one epoch on 512 images")
     add("--resume", action="store_true", help="keep the state, go on where it stopped")
     add("--diagnose", action="store_true", help="say what is wrong with the run")
+    add("--distribute", action="store_true", help="use all devices, see docs")
     return parser
 
 

@@ -96,7 +96,7 @@ class _Scheduler:
         self._epoch = self._earlier_epochs + epoch
 
     def _set(self, name, variable, value):
-        held = float(variable.value)
+        held = float(keras.ops.convert_to_numpy(variable))
         own = self._own.get(name)
         if own is not None and held != own and not self._warned:
             warnings.warn(

@@ -242,6 +242,8 @@ def epoch_batches(x, y, batch_size, *, seed, initial_epoch=0):
 
     Not for validation or `predict`: give those the arrays. Not with `steps_per_epoch`,
     which leaves epochs unfinished. A single batch has no order: its rows stay in place.
+    On several devices wrap it in `recipes.distribute.EvenBatches`, which asks for each
+    batch by its place in the epoch, with the method `batch_at(position)`.
 
     Args:
         x: Array `(n, ...)`.
@@ -301,6 +303,9 @@ class _EpochBatches(keras.utils.PyDataset):
         if self._playing:
             with self._lock:
                 position = self._positions.setdefault(index, len(self._positions))
+        return self.batch_at(position)
+
+    def batch_at(self, position):
         rows = self._order[position * self.batch_size :][: self.batch_size]
         return self.x[rows], self.y[rows]
 

@@ -1,0 +1,210 @@
+"""What needs one device is tested here, what needs two in two_devices.py."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+import train
+from recipes.distribute import Devices, EvenBatches, all_devices, prepare_replicas
+from recipes.fashion_mnist import epoch_batches
+
+ROOT = pathlib.Path(__file__).parent.parent
+BACKEND = keras.backend.backend()
+only_on_jax = pytest.mark.skipif(BACKEND != "jax", reason="several hosts need JAX")
+DRY = ["adam", "--dry-run", "--data", "garments", "--distribute"]
+X = np.arange(22.0).reshape(11, 2)
+Y = np.arange(11)
+
+
+@pytest.mark.parametrize(
+    "which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)]
+)
+def test_two_devices_train_as_one(which):
+    command = [sys.executable, "-m", "pytest", "-q", "tests/two_devices.py"]
+    result = subprocess.run(
+        [*command, "-m", which, "-p", "no:cacheprovider"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.slow
+@only_on_jax
+@pytest.mark.parametrize("name", ["clip_norm", "one_cycle_scheduler", "dropout"])
+def test_two_processes_train_as_one(name, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    arguments = [name, "--dry-run", "--data", "garments", "--epochs", "2"]
+    command = [sys.executable, "train.py", *arguments, "--distribute", "--output"]
+    hosts = {"JOB_ADDRESSES": address, "NUM_PROCESSES": "2"}
+    processes = []
+    for number in range(2):
+        each = {**hosts, "PROCESS_ID": str(number)}
+        each = {f"KERAS_DISTRIBUTION_{key}": value for key, value in each.items()}
+        processes.append(
+            subprocess.Popen(
+                [*command, str(tmp_path / "two")],
+                env={**os.environ, **each},
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    printed = [process.communicate(timeout=900)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed
+    assert train.main([*arguments, "--output", str(tmp_path / "one")]) == 0
+
+    folders = [
+        tmp_path / part / f"{name}-0" for part in ("one", "two/process-1", "two")
+    ]
+    one, *others = [
+        keras.saving.load_model(folder / "model.keras").get_weights()
+        for folder in folders
+    ]
+    for other in others:
+        assert all(np.abs(a - b).max() < 1e-5 for a, b in zip(one, other, strict=True))
+    one, *others = [pd.read_csv(folder / "history.csv") for folder in folders]
+    for other in others:
+        pd.testing.assert_frame_equal(one, other, rtol=1e-4)
+
+
+@only_on_jax
+def test_resuming_over_several_hosts_is_refused(tmp_path, monkeypatch, capsys):
+    class TwoHosts(keras.distribution.DataParallel):
+        num_processes, num_model_replicas, data_shard_id = 2, 2, 1
+
+    monkeypatch.setattr(keras.distribution, "DataParallel", TwoHosts)
+    with pytest.raises(SystemExit) as leaving:
+        train.main([*DRY, "--resume", "--output", str(tmp_path)])
+    assert leaving.value.code == 2
+    assert "--resume is for one host" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []
+
+
+# --- the batches: what each device gets, and that it is the same in all
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 3, 4, 64])
+def test_the_weighted_mean_over_the_filled_rows_is_that_over_the_rows(num_devices):
+    batches = epoch_batches(X, Y, 11, seed=0)
+    x, y, weights = EvenBatches(batches, Devices(num_devices))[0]
+    assert len(x) == len(y) == len(weights) == -(-11 // num_devices) * num_devices
+    assert (x[:11] == X).all() and set(y) == set(Y)
+    values = np.sin(x[:, 0])
+    assert np.mean(weights * values) == pytest.approx(np.mean(np.sin(X[:, 0])))
+    assert (weights[11:] == 0).all()
+
+
+def test_the_shares_of_the_processes_make_up_the_batch():
+    batches = epoch_batches(X, Y, 11, seed=0)
+    whole = EvenBatches(batches, Devices(6))[0]
+    shares = [EvenBatches(batches, Devices(6, 3, number))[0] for number in range(3)]
+    for part, parts in zip(whole, zip(*shares, strict=True), strict=True):
+        assert [len(each) for each in parts] == [4, 4, 4]
+        assert (part == np.concatenate(parts)).all()
+
+
+class Nested(keras.utils.PyDataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return {"a": X, "b": [X[:, 0]]}, Y, np.linspace(0, 1, 11)
+
+
+def test_nested_arrays_and_weights_of_their_own_are_kept():
+    even = EvenBatches(Nested(), Devices(4))
+    x, y, weights = even[0]
+    assert (x["a"][:11] == X).all() and (x["b"][0][:11] == X[:, 0]).all()
+    assert len(y) == 12 and weights[11] == 0
+    np.testing.assert_allclose(weights[:11], np.linspace(0, 1, 11) * 12 / 11)
+    assert not hasattr(even, "epoch")
+
+
+def test_epochs_are_counted_as_without():
+    class Record(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            seen.append(even.epoch)
+
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", loss="mse")
+    even = EvenBatches(epoch_batches(X, Y, 4, seed=0), Devices(1))
+    seen = []
+    for _ in range(2):
+        model.fit(even, epochs=2, shuffle=False, verbose=0, callbacks=[Record()])
+    assert seen == [1, 2, 3, 4] and even.batches.epoch == 4
+    even.epoch = 0
+    assert even.batches.epoch == 0
+
+
+def test_one_device_is_left_as_it_is():
+    before = keras.distribution.distribution()
+    with all_devices() as devices:
+        assert devices == Devices(1) == (1, 1, 0)
+        assert keras.distribution.distribution() is before
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dropout(0.5)])
+        model.compile("sgd", loss="mse", steps_per_execution=2)
+        prepare_replicas(model)
+    assert "next" not in vars(model.layers[0].seed_generator)
+
+
+# --- errors
+
+
+@pytest.mark.parametrize(
+    "devices",
+    [
+        Devices(0),
+        Devices(3, 2, 0),
+        Devices(2, 2, 2),
+        Devices(2, 2, -1),
+        Devices(1.5),
+        2,
+    ],
+    ids=str,
+)
+def test_devices_that_cannot_be_are_refused(devices):
+    with pytest.raises(ValueError, match="`devices` must be .* Received: devices="):
+        EvenBatches(epoch_batches(X, Y, 4, seed=0), devices)
+
+
+def test_other_data_are_refused():
+    with pytest.raises(ValueError, match="`batches` must be a keras.utils.PyDataset"):
+        EvenBatches((X, Y), Devices(2))
+
+
+def test_a_model_that_is_not_compiled_is_refused():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    with pytest.raises(ValueError, match="`model` must be compiled"):
+        prepare_replicas(model)
+
+
+def test_a_backend_without_is_refused(monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", "torch".lower)
+    with pytest.raises(ValueError, match="'tensorflow' or 'jax'. Received: backend="):
+        all_devices().__enter__()
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="JAX can")
+@pytest.mark.parametrize("name", ["KERAS_DISTRIBUTION_PROCESS_ID", "TF_CONFIG"])
+def test_several_hosts_on_tensorflow_are_refused_in_a_sentence(
+    name, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv(name, "0")
+    with pytest.raises(SystemExit) as leaving:
+        train.main([*DRY, "--output", str(tmp_path)])
+    assert leaving.value.code == 2
+    printed = capsys.readouterr().err
+    assert "Several hosts need the backend 'jax'" in printed and name in printed
+    assert len(printed.splitlines()) == 1
