@@ -316,11 +316,11 @@ def chapter_ours(rows):
     ]
     lines.append("|---" * 8 + "|")
     for name, row in chapter_table.ROWS.items():
-        ours = rows[rows["run"] == name].set_index("seed")
+        ours = rows[rows["run"] == name]
         if not row.beside or not len(ours):
             continue
         beside = chapter_table.ROWS[row.beside]
-        theirs = rows[rows["run"] == row.beside].set_index("seed")
+        theirs = rows[rows["run"] == row.beside]
         for measure, recorded in beside.recorded.items():
             if not measure.endswith("accuracy"):
                 continue
@@ -330,7 +330,10 @@ def chapter_ours(rows):
             )
             cells.append(mean_and_deviation(theirs[measure], 4))
             cells.append(mean_and_deviation(ours[measure], 4))
-            low, high = confidence_interval((ours[measure] - theirs[measure]).dropna())
+            gain = scipy.stats.ttest_ind(
+                ours[measure], theirs[measure], equal_var=False
+            )
+            low, high = gain.confidence_interval()
             cells.append(f"{low:+.4f} to {high:+.4f}")
             lines.append(f"| {' | '.join(cells)} |")
     ours = rows[rows["run"].map(is_ours)]
@@ -354,12 +357,6 @@ def prediction_interval(values):
     """Where one more value lies with 95 % probability, if they are normal."""
     quantile = scipy.stats.t.ppf(0.975, len(values) - 1)
     half = quantile * values.std() * math.sqrt(1 + 1 / len(values))
-    return values.mean() - half, values.mean() + half
-
-
-def confidence_interval(values):
-    """Where their true mean lies with 95 % confidence, if they are normal."""
-    half = scipy.stats.t.ppf(0.975, len(values) - 1) * values.sem()
     return values.mean() - half, values.mean() + half
 
 

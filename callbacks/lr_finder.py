@@ -224,6 +224,11 @@ class LRFinder:
         """
         self._forget()
         _check_model(model)
+        if not isinstance(class_weight, (dict, type(None))):
+            raise ValueError(
+                "`class_weight` must be a dictionary {class: weight}. "
+                f"Received: class_weight={class_weight!r}"
+            )
         batches, num_batches = _batches_from(x, y, sample_weight, batch_size, self.seed)
         num_steps = self.num_steps
         if self.epochs is not None:
@@ -408,8 +413,9 @@ def _batches_from(x, y, sample_weight, batch_size, seed):
     """Return an iterator over batches, and how many a pass has, or None."""
     rng = np.random.default_rng(seed)
     data = (x, y, sample_weight)
+    inputs = keras.tree.flatten(x)
     leaves = [leaf for leaf in keras.tree.flatten(data) if leaf is not None]
-    if all(hasattr(leaf, "shape") for leaf in leaves):
+    if inputs and all(hasattr(leaf, "shape") for leaf in [*inputs, *leaves]):
         lengths = {leaf.shape[0] if leaf.shape else 0 for leaf in leaves}
         if len(lengths) != 1 or 0 in lengths:
             raise ValueError(

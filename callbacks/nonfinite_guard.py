@@ -129,12 +129,12 @@ class NonFiniteGuard(keras.callbacks.Callback):
         verbose: int = 1,
     ):
         super().__init__()
-        if policy not in ("rollback", "skip", "stop"):
+        if not isinstance(policy, str) or policy not in ("rollback", "skip", "stop"):
             raise ValueError(
                 '`policy` must be "rollback", "skip" or "stop". '
                 f"Received: policy={policy!r}"
             )
-        if verbose not in (0, 1):
+        if not isinstance(verbose, int) or verbose not in (0, 1):
             raise ValueError(f"`verbose` must be 0 or 1. Received: verbose={verbose!r}")
         self.policy = policy
         self.factor = _number_between("factor", factor, 0, 1)

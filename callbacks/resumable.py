@@ -156,7 +156,7 @@ class Resumable(keras.callbacks.CallbackList):
                 "`settings` must be None or a dictionary that JSON can hold. "
                 f"Received: settings={settings!r}"
             )
-        if verbose not in (0, 1):
+        if not isinstance(verbose, int) or verbose not in (0, 1):
             raise ValueError(f"`verbose` must be 0 or 1. Received: verbose={verbose!r}")
         super().__init__(list(callbacks))
         self.directory = pathlib.Path(directory)

@@ -119,7 +119,7 @@ class _FormulaScheduler(_Scheduler, keras.callbacks.Callback):
 
     def __init__(self, per):
         super().__init__()
-        if per not in ("epoch", "step"):
+        if not isinstance(per, str) or per not in ("epoch", "step"):
             raise ValueError(f'`per` must be "epoch" or "step". Received: per={per!r}')
         self.per = per
 
@@ -285,7 +285,7 @@ class PiecewiseScheduler(_FormulaScheduler):
         per: str = "epoch",
     ):
         super().__init__(per)
-        if not isinstance(boundaries_epochs, (list, tuple, np.ndarray)):
+        if not _is_list(boundaries_epochs):
             raise ValueError(
                 "`boundaries_epochs` must be a list. "
                 f"Received: boundaries_epochs={boundaries_epochs}"
@@ -299,12 +299,10 @@ class PiecewiseScheduler(_FormulaScheduler):
                 "`boundaries_epochs` must increase. "
                 f"Received: boundaries_epochs={boundaries_epochs}"
             )
-        if not isinstance(values, (list, tuple, np.ndarray)) or (
-            len(values) != len(boundaries_epochs) + 1
-        ):
+        if not _is_list(values) or len(values) != len(boundaries_epochs) + 1:
             raise ValueError(
-                f"`values` must hold {len(boundaries_epochs) + 1} rates, one "
-                f"more than there are boundaries. Received: values={values}"
+                f"`values` must hold {len(boundaries_epochs) + 1} rates, one more "
+                f"than `boundaries_epochs`. Received: values={values}"
             )
         self.values = [_number("values", value) for value in values]
 
@@ -481,7 +479,7 @@ class PlateauScheduler(_Scheduler, keras.callbacks.ReduceLROnPlateau):
     ):
         if not isinstance(monitor, str):
             raise ValueError(f"`monitor` must be a name. Received: monitor={monitor!r}")
-        if mode not in ("auto", "min", "max"):
+        if not isinstance(mode, str) or mode not in ("auto", "min", "max"):
             raise ValueError(
                 f'`mode` must be "auto", "min" or "max". Received: mode={mode!r}'
             )
@@ -720,6 +718,10 @@ def _is_number(value):
     if isinstance(value, np.generic):
         value = value.item()  # float32 would be compared in float32, and warn
     return is_number and abs(value) <= sys.float_info.max  # false for NaN
+
+
+def _is_list(value):
+    return isinstance(value, (list, tuple, np.ndarray)) and np.ndim(value) > 0
 
 
 def _number(name, value, *, zero=False, whole=False, maximum=math.inf, below=math.inf):

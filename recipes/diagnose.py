@@ -542,6 +542,13 @@ def plot_diagnosis(
 
     curves = _curves_of(history)
     maps = _maps_of(gradients, activations)
+    if not isinstance(findings, (list, tuple)) or not all(
+        isinstance(finding, Finding) for finding in findings
+    ):
+        raise ValueError(
+            "`findings` must be what diagnose() has returned. "
+            f"Received: findings={findings!r}"
+        )
     text = "\n".join(_paragraphs(findings))
     text = text or "Nothing found: this is a sound run."
     most = max((len(table.layers) for table, _ in maps.values()), default=0)
@@ -722,7 +729,7 @@ def _table(name, frame, columns):
             # Biases and what normalization has start at 0 or 1 and tell nothing.
             variable = np.asarray(frame["variable"], dtype="str")
             kernels = np.char.find(variable, "kernel") >= 0
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise ValueError(
             f"`{name}` must be what to_frame() of its monitor has returned, with the "
             f"columns epoch, layer, {', '.join(columns)}. Received: {name}={frame!r}"

@@ -346,7 +346,7 @@ def _nested_optimizers(optimizer):
 def _check_devices(devices):
     try:
         num_devices, num_processes, process_id = map(operator.index, devices)
-    except TypeError:
+    except (TypeError, ValueError):
         num_devices = num_processes = process_id = 0
     if not (0 <= process_id < num_processes and num_devices >= 1) or (
         num_devices % num_processes

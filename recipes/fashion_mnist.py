@@ -214,12 +214,19 @@ def draw_garments(num_samples, *, seed=0):
         Shirt, Sneaker, Bag and Ankle boot are 0 to 9.
 
     Raises:
-        ValueError: `num_samples` or `seed` is not such an integer.
+        ValueError: `num_samples` or `seed` is not such an integer, or the pictures do
+            not fit into memory.
     """
     num_samples = _integer("num_samples", num_samples, minimum=1)
     rng = np.random.default_rng(_integer("seed", seed, minimum=0))
+    try:
+        images = np.empty((num_samples, 28, 28), "uint8")
+    except (MemoryError, ValueError) as error:
+        raise ValueError(
+            "`num_samples` must be a number of pictures that fit into memory. "
+            f"Received: num_samples={num_samples}"
+        ) from error
     labels = rng.permutation(np.arange(num_samples) % 10).astype("uint8")
-    images = np.empty((num_samples, 28, 28), "uint8")
     for kind in np.unique(labels):
         members = np.flatnonzero(labels == kind)
         images[members] = _draw_kind(kind, len(members), rng)

@@ -247,6 +247,12 @@ def lsuv(model, x, *, target_std=1.0, tolerance=0.1):
     target_std = _check_between("target_std", target_std, 1e-6, 1e6)
     tolerance = _check_between("tolerance", tolerance, 0.0, 1.0)
     layers = _layers_to_scale(model)
+    try:
+        model(x, training=False)
+    except Exception as error:  # whose kind depends on the backend
+        raise ValueError(
+            f"`x` must be inputs that the model takes. Received: x={x!r}"
+        ) from error
     before, after = {}, {}
 
     def measure(layer, linear):

@@ -679,7 +679,7 @@ def _checked_bias(name, value):
 
 
 def _checked_word(name, value, options):
-    if not any(value is option or value == option for option in options):
+    if not isinstance(value, (str, type(None))) or value not in options:
         raise ValueError(
             f"`{name}` must be one of {options}. Received: {name}={value!r}"
         )

@@ -177,7 +177,8 @@ class MCDropoutPredictor:
                 "`model` must be a built keras.Model: call it on data, or give it an "
                 f"Input. Received: model={model!r}"
             )
-        if not all(isinstance(f, bool) for f in keras.tree.flatten(from_logits)):
+        flags = keras.tree.flatten(from_logits)
+        if not flags or not all(isinstance(flag, bool) for flag in flags):
             raise ValueError(
                 f"`from_logits` must be a bool, or one for each output. "
                 f"Received: from_logits={from_logits!r}"
@@ -240,7 +241,7 @@ class MCDropoutPredictor:
                 "`keep_samples` must be a bool. "
                 f"Received: keep_samples={keep_samples!r}"
             )
-        if verbose not in ("auto", 0, 1, 2):
+        if not isinstance(verbose, (str, int)) or verbose not in ("auto", 0, 1, 2):
             raise ValueError(
                 f"`verbose` must be 0, 1, 2 or 'auto'. Received: verbose={verbose!r}"
             )
@@ -422,8 +423,8 @@ class MCPrediction:
                 f"Received: shape {self.mean.shape}"
             )
         num_outputs = self.mean.shape[1]
-        names = list(range(num_outputs) if class_names is None else class_names)
-        if len(names) != num_outputs:
+        names = range(num_outputs) if class_names is None else class_names
+        if np.ndim(names) != 1 or len(names) != num_outputs:
             raise ValueError(
                 f"`class_names` must name {num_outputs} outputs. "
                 f"Received: class_names={names}"
@@ -454,7 +455,7 @@ class MCPrediction:
 
     def save(self, path):
         """Write everything to one npz file, whole or not at all, without pickle."""
-        path = pathlib.Path(path)
+        path = _path(path)
         arrays = {k: v for k, v in vars(self).items() if isinstance(v, np.ndarray)}
         facts = {k: v for k, v in vars(self).items() if isinstance(v, (int, dict))}
         if not path.name or not path.parent.is_dir():
@@ -477,7 +478,7 @@ class MCPrediction:
             ValueError: The file is not one that `save` wrote; names it.
         """
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with np.load(_path(path), allow_pickle=False) as archive:
                 arrays = dict(archive)
             facts = json.loads(str(arrays.pop("facts")))
             absent = dict.fromkeys(f.name for f in dataclasses.fields(cls))
@@ -486,8 +487,15 @@ class MCPrediction:
             raise
         except Exception as error:
             raise ValueError(
-                f"{path} is not a saved MCPrediction ({error})."
+                "`path` must name a file that MCPrediction.save wrote. "
+                f"Received: path={path} ({error})"
             ) from error
+
+
+def _path(path):
+    if not isinstance(path, (str, os.PathLike)):
+        raise ValueError(f"`path` must be a path. Received: path={path!r}")
+    return pathlib.Path(path)
 
 
 def _integer(name, value, minimum):
@@ -549,6 +557,7 @@ def _is_array_like(x):
         isinstance(x, (tuple, list, dict))
         or keras.ops.is_tensor(x)
         or hasattr(x, "__array__")
+        or isinstance(x, type)  # of which an iterable is made, but which is none
         or not hasattr(x, "__iter__")
     )
 
@@ -564,7 +573,10 @@ def _inputs_of(part):
 def _to_numpy(array):
     if keras.ops.is_tensor(array):
         return keras.ops.convert_to_numpy(array)
-    return np.asarray(array)
+    array = np.asarray(array)
+    if array.dtype == object:
+        raise ValueError(f"`x` must hold arrays of numbers. Received: {array!r}")
+    return array
 
 
 def _num_inputs(x):

@@ -500,7 +500,7 @@ class Cyclical(keras.optimizers.schedules.LearningRateSchedule):
         )
         if not self.minimum_learning_rate < self.maximum_learning_rate:
             raise ValueError(
-                "`maximum_learning_rate` must be above the minimum. "
+                "`maximum_learning_rate` must be above `minimum_learning_rate`. "
                 f"Received: maximum_learning_rate={maximum_learning_rate}"
             )
         self.half_cycle_steps = _whole_number("half_cycle_steps", half_cycle_steps)
@@ -792,7 +792,11 @@ def plot_schedules(schedules: dict, total_steps: int):
     """
     import matplotlib.pyplot as plt
 
-    if not isinstance(schedules, dict) or not schedules:
+    if (
+        not isinstance(schedules, dict)
+        or not schedules
+        or not all(map(callable, schedules.values()))
+    ):
         raise ValueError(
             "`schedules` must be a dictionary {label: schedule} with at "
             f"least one entry. Received: schedules={schedules}"
@@ -957,7 +961,7 @@ def _whole_number(name, value, minimum=1):
 
 
 def _one_of(name, value, options):
-    if value not in options:
+    if not isinstance(value, (str, bool, int, np.bool_)) or value not in options:
         raise ValueError(
             f"`{name}` must be one of {options}. Received: {name}={value!r}"
         )

@@ -293,7 +293,8 @@ def _layers_before(model, until):
     if isinstance(until, numbers.Integral) and not isinstance(until, bool):
         found = model.layers[until:][:1] if -len(model.layers) <= until else []
     else:
-        found = [layer for layer in order if until is layer or until == layer.name]
+        name = until if isinstance(until, str) else None
+        found = [layer for layer in order if until is layer or name == layer.name]
     before = order[: order.index(found[0])] if len(found) == 1 else []
     before = [layer for layer in before if not _is_nested(layer)]
     if not any(layer.weights for layer in before):

@@ -229,7 +229,7 @@ def accuracy_at_coverage(probabilities, labels, *, coverage=0.8):
     """
     accuracies = _accuracy_by_count(probabilities, labels)
     shares = _check_numbers("coverage", coverage)
-    if not np.all((shares > 0) & (shares <= 1)):
+    if not shares.size or not np.all((shares > 0) & (shares <= 1)):
         raise ValueError(
             f"`coverage` must be above 0 and at most 1. Received: coverage={coverage!r}"
         )
@@ -451,8 +451,8 @@ def plot_most_uncertain(
     images = _check_images(images, num_inputs)
     if labels is not None:
         labels = _check_labels(labels, num_inputs, num_classes)
-    names = list(range(num_classes) if class_names is None else class_names)
-    if len(names) != num_classes:
+    names = range(num_classes) if class_names is None else class_names
+    if np.ndim(names) != 1 or len(names) != num_classes:
         raise ValueError(
             f"`class_names` must hold {num_classes} names, one per class. "
             f"Received: class_names={class_names!r}"
@@ -615,10 +615,13 @@ def _accuracy_by_count(probabilities, labels):
 
 
 def _axes_or_new(axes):
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     if axes is None:
-        axes = Figure(figsize=(5.5, 4.2), layout="constrained").subplots()
+        return Figure(figsize=(5.5, 4.2), layout="constrained").subplots()
+    if not isinstance(axes, Axes):
+        raise ValueError(f"`axes` must be Matplotlib's. Received: axes={axes!r}")
     return axes
 
 
@@ -700,7 +703,8 @@ def _check_images(images, num_inputs):
 
 def _check_count(name, value):
     is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not is_integer or value < 1:
+    if not is_integer or not 1 <= value <= 1_000_000:
         raise ValueError(
-            f"`{name}` must be a positive integer. Received: {name}={value!r}"
+            f"`{name}` must be an integer from 1 to 1,000,000. "
+            f"Received: {name}={value!r}"
         )

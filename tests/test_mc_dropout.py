@@ -1222,7 +1222,7 @@ def test_saved_prediction_loads_with_its_settings(tmp_path, keep_samples):
 def test_a_damaged_file_is_named(tmp_path):
     path = tmp_path / "prediction.npz"
     path.write_bytes(b"PK nothing")
-    with pytest.raises(ValueError, match="prediction.npz is not a saved MCPrediction"):
+    with pytest.raises(ValueError, match="`path`.*Received: path=.*prediction.npz"):
         MCPrediction.load(path)
 
 
