@@ -9,7 +9,7 @@ PARALLEL := --numprocesses auto --maxprocesses 2
 APT := apt-get -qq -o Dir::State=$(CURDIR)/data/apt -o Dir::Cache=$(CURDIR)/data/apt \
        -o Debug::NoLocking=1 -o APT::Sandbox::User=
 
-.PHONY: train test test-all lint notebooks table clean
+.PHONY: train test test-all lint notebooks table docs clean
 
 train: .venv/user.stamp data/ready.stamp  # train the recommended run on Fashion-MNIST
 	$(BIN)/python train.py $(ARGS)
@@ -40,8 +40,12 @@ notebooks: .venv/dev.stamp data/ready.stamp # execute every notebook from its .p
 table: .venv/dev.stamp  # write the README's tables from train.py and the results
 	$(BIN)/python benchmarks/table.py
 
+docs: .venv/dev.stamp  # write docs/reference/index.html: every public name, searchable
+	PDOC_ALLOW_EXEC=1 $(BIN)/pdoc --docformat google --template-directory docs/template \
+	  --output-directory docs/reference recipes callbacks
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs docs/reference
 
 .venv/user.stamp: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "Python 3.11 to 3.13 is needed: make PYTHON=python3.12")'

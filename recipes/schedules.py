@@ -226,7 +226,7 @@ class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
 
     where d1 is `initial_divisor` and d2 `final_divisor`; the momentum goes from
     `max_momentum` to `base_momentum` and back. With `three_phase` the fall takes as
-    long as the rise and ends at m / d1 at step 2*f*T - 2, where the momentum is back;
+    long as the rise and ends at m / d1 at step `2*f*T - 2`, where the momentum is back;
     from there the rate alone goes on to its end. In between, p being the part of the
     phase that has passed, a value goes from a to b as
 
