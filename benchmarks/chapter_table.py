@@ -44,6 +44,7 @@ from callbacks.schedulers import (  # noqa: E402
     PlateauScheduler,
 )
 from recipes import fashion_mnist  # noqa: E402
+from recipes.layers import ResidualDense  # noqa: E402
 from recipes.mc_dropout import MCDropoutPredictor  # noqa: E402
 from recipes.optimizers import make_optimizer  # noqa: E402
 from recipes.schedules import Exponential, OneCycle, PowerDecay  # noqa: E402
@@ -768,6 +769,16 @@ def adamw(schedule, weight_decay):
     optimizer = make_optimizer("adamw", schedule, weight_decay=weight_decay)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer
+
+
+@row("initialization, depth", scale="standardize", beside="selu_deep_3")
+def our_deep_network(lesson):
+    """50 residual blocks of two ReLU layers, AdamW, one cycle to 0.002, batches of 125"""
+    hidden = [ResidualDense(100, "relu") for _ in range(50)]
+    schedule = one_cycle(lesson, 0.002, epochs=5)
+    options = {"weight_decay": 0.05, "global_clipnorm": 1.0}
+    optimizer = make_optimizer("adamw", schedule, **options)
+    return lesson.train(network(*hidden), optimizer, epochs=5, batch_size=125)
 
 
 @row("batch normalization", beside="batch_norm_after_3")
