@@ -12,6 +12,11 @@ import pandas as pd
 import pytest
 
 import train
+
+sys.path.append(str(pathlib.Path(__file__).parent.parent / "benchmarks"))
+
+import devices as benchmark  # noqa: E402
+
 from recipes.distribute import Devices, EvenBatches, all_devices, prepare_replicas
 from recipes.fashion_mnist import epoch_batches
 
@@ -208,3 +213,35 @@ def test_several_hosts_on_tensorflow_are_refused_in_a_sentence(
     printed = capsys.readouterr().err
     assert "Several hosts need the backend 'jax'" in printed and name in printed
     assert len(printed.splitlines()) == 1
+
+
+# --- what it costs
+
+
+def test_the_docs_have_the_table_of_the_model():
+    text = (ROOT / "docs" / "distributed.md").read_text()
+    assert f"<!-- modelled -->\n{benchmark.modelled()}\n<!-- end -->" in text
+
+
+def test_the_model_is_that_of_the_docs_by_hand():
+    # 100 weights on 4 devices: of 400 bytes each device sends 6 quarters.
+    assert benchmark.exchanged_bytes(100, 4) == 600
+    seconds = benchmark.step_seconds(1_000_000, 100, 2)
+    assert seconds == pytest.approx(0.5e-3 + 3e8 / 20e12 + 4e6 / 20e9 + 2e-5)
+    assert benchmark.exchanged_bytes(100, 1) == 0
+
+
+@pytest.mark.slow
+def test_measuring_leaves_a_row_for_one_and_for_two_devices(tmp_path, monkeypatch):
+    path = tmp_path / "devices.csv"
+    monkeypatch.setattr(benchmark, "NETWORKS", {"the chapter's": ((100,) * 3, 32)})
+    arguments = ["--measure", "--steps", "2", "--epochs", "1", "--results", str(path)]
+    for _ in range(2):  # the second finds all done
+        benchmark.main(arguments)
+    table = pd.read_csv(path)
+    assert table["devices"].tolist() == [1, 2] and (table["milliseconds"] > 0).all()
+    if BACKEND == "jax":
+        # Every weight once, and the two numbers of the logged loss.
+        assert table["bytes_added_up"].tolist() == [0, 4 * (99_710 + 2)]
+    else:
+        assert table["bytes_added_up"].isna().all()
