@@ -773,7 +773,7 @@ def adamw(schedule, weight_decay):
 
 @row("initialization, depth", scale="standardize", beside="selu_deep_3")
 def our_deep_network(lesson):
-    """50 residual blocks of two ReLU layers, AdamW, one cycle to 0.002, batches of 125"""
+    """50 residual blocks of two ReLU, AdamW, one cycle to 0.002, batches of 125"""
     hidden = [ResidualDense(100, "relu") for _ in range(50)]
     schedule = one_cycle(lesson, 0.002, epochs=5)
     options = {"weight_decay": 0.05, "global_clipnorm": 1.0}
