@@ -1,7 +1,24 @@
 """What holds for every test."""
 
+import pathlib
+
 import keras
 import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+# What CI runs on both backends: the modules, their docstrings, and what is made of them.
+ON_BOTH_BACKENDS = {
+    f"test_{path.stem}"
+    for path in [*(ROOT / "recipes").glob("*.py"), *(ROOT / "callbacks").glob("*.py")]
+} | {"test_train", "test_docstrings", "test_docs"}
+
+
+def pytest_collection_modifyitems(items):
+    """Leave tests of benchmarks, texts and the house to make test-all on JAX."""
+    if keras.backend.backend() == "jax":
+        for item in items:
+            if item.path.stem not in ON_BOTH_BACKENDS:
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)
