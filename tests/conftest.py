@@ -6,7 +6,7 @@ import keras
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-# What CI runs on both backends: the modules, their docstrings, and what is made of them.
+# What CI runs on both backends: the modules, the code in their texts, train.py.
 ON_BOTH_BACKENDS = {
     f"test_{path.stem}"
     for path in [*(ROOT / "recipes").glob("*.py"), *(ROOT / "callbacks").glob("*.py")]
