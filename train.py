@@ -76,6 +76,7 @@ MC_SAMPLES = 100  # as in the book
 NUM_LABELS = 500  # in runs that pretrain
 ONE_DEVICE = Devices(num_devices=1)
 PROBE_ROWS = 256  # what --diagnose watches the gradients and activations on
+STEPS_AT_ONCE = 50  # more are not faster: benchmarks/epoch_speed.py
 FILES = {"model.keras", "history.csv", "metrics.json", "curves.png", "uncertainty.png"}
 FILES |= {"diagnosis.json", "diagnosis.png"}
 
@@ -699,6 +700,7 @@ def train(options, data, source, folder, devices=ONE_DEVICE):
         if devices.num_devices > 1:
             batches = EvenBatches(batches, devices)
             prepare_replicas(model)
+        model.steps_per_execution = steps_at_once(len(batches), callbacks, devices)
         phase = next(phases)
         if options.resume:
             state = folder.with_name(f"state-{phase}")
@@ -710,6 +712,7 @@ def train(options, data, source, folder, devices=ONE_DEVICE):
         callbacks = [LearningRateLogger(), *callbacks]
         more |= {"epochs": epochs, "callbacks": callbacks, "shuffle": False}
         history = model.fit(batches, **more)
+        model.steps_per_execution = 1  # `predict` on TensorFlow would unroll them
         # The next phase begins alike, however many epochs were left of this one.
         keras.utils.set_random_seed((options.seed + phase + 1) % 2**32)
         return history
@@ -769,6 +772,19 @@ def train(options, data, source, folder, devices=ONE_DEVICE):
     text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
     (folder / "metrics.json").write_text(text)
     print(f"\nTest set, {len(data.y_test)} images:\n{table.round(4).to_string()}\n")
+
+
+def steps_at_once(num_steps, callbacks, devices=ONE_DEVICE):
+    """How many steps of an epoch to take without Python in between: the same numbers.
+
+    One, where a callback sets something before each step, and on several devices, for
+    Keras (3.15) cannot on TensorFlow. Else groups of nearly the same size.
+    """
+    acts_each_step = any(getattr(each, "per", "") == "step" for each in callbacks)
+    if acts_each_step or devices.num_devices > 1:
+        return 1
+    num_groups = -(-num_steps // STEPS_AT_ONCE)
+    return -(-num_steps // num_groups)
 
 
 def examine(model, x, y):

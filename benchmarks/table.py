@@ -153,6 +153,52 @@ def step_table(rows):
     return "\n\n".join(parts)
 
 
+def epoch_table(rows):
+    """Seconds of an epoch, a row for each way to train, in Markdown."""
+    lines = [
+        "| process | network | way | seconds an epoch | times as fast as plain `fit` "
+        "on TensorFlow (95 % interval) |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows.itertuples():
+        way = row.way + ", scaled from a tenth" * (row.share_measured < 1)
+        ratio, low, high = map(two_digits, (row.ratio, row.low, row.high))
+        if row.ratio != 1:
+            ratio += f" ({low} to {high})"
+        cells = [row.process, row.network, way, two_digits(row.seconds), ratio]
+        lines.append(f"| {' | '.join(cells)} |")
+    rounds = f"{rows['rounds'].iloc[0]} rounds, medians; "
+    return "\n".join([*lines, "", rounds + measured_with(rows)])
+
+
+def epoch_runs_tables(rows):
+    """Validation accuracy and seconds of whole runs over seeds, in Markdown."""
+    parts = []
+    for task, group in rows.groupby("task", sort=False):
+        titles = ["process", "way", "validation accuracy", "less that of the first"]
+        is_race = task == "race"
+        titles += ["seconds of `fit`", "times as fast, median"] * is_race
+        lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+        first = None
+        for names, runs in group.groupby(["process", "way"], sort=False):
+            runs = runs.set_index("seed")
+            cells = [*names, mean_and_deviation(runs["val_accuracy"], digits=4)]
+            if first is None:
+                first = runs
+                cells.append("")
+            else:
+                added = runs["val_accuracy"] - first["val_accuracy"]
+                cells.append(mean_and_deviation(added, digits=4))
+            if is_race:
+                cells.append(mean_and_deviation(runs["seconds"], digits=0))
+                ratio = (first["seconds"] / runs["seconds"]).median()
+                cells.append("1" if first is runs else two_digits(ratio))
+            lines.append(f"| {' | '.join(cells)} |".replace("|  |", "| |"))
+        parts.append("\n".join(lines))
+    seeds = f"{rows['seed'].nunique()} seeds; "
+    return "\n\n".join([*parts, seeds + measured_with(rows)])
+
+
 def resume_table(rows):
     """What keeping the state adds to an epoch, in Markdown."""
     lines = ["| model | megabytes | way | milliseconds an epoch, median (from to) |"]
@@ -493,6 +539,8 @@ def rendered(readme):
         ("uncertainty", "uncertainty.csv", uncertainty_table),
         ("signals", "signals.csv", signals_table),
         ("training speed", "training_speed.csv", step_table),
+        ("epoch speed", "epoch_speed.csv", epoch_table),
+        ("epoch runs", "epoch_runs.csv", epoch_runs_tables),
         ("resume cost", "resume_cost.csv", resume_table),
         ("learning-rate finder", "lr_finder.csv", finder_table),
         ("clipping cases", "clipping_cases.csv", cases_table),

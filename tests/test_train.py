@@ -530,3 +530,39 @@ def test_a_run_that_stops_early_keeps_its_best_epoch(options, tmp_path, monkeypa
     accuracy = history["val_accuracy"]
     assert metrics["validation_accuracy"] == pytest.approx(accuracy[best])
     assert accuracy[best] != accuracy.iloc[-1]
+
+
+# --- several steps at once
+
+
+def test_steps_taken_at_once_change_no_number(tmp_path, monkeypatch):
+    def outcome(steps_at_once):
+        monkeypatch.setattr(train, "STEPS_AT_ONCE", steps_at_once)
+        output = tmp_path / str(steps_at_once)
+        train.main(["dropout", *DRY, "--output", str(output), "--epochs", "2"])
+        folder = output / "dropout-0"
+        model = keras.saving.load_model(folder / "model.keras")
+        return (folder / "history.csv").read_text(), model.get_weights()
+
+    history, weights = outcome(1)
+    other_history, other_weights = outcome(7)  # of 16 steps: 6, 6, and 4
+    assert other_history == history
+    for one, other in zip(weights, other_weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_steps_of_an_epoch_are_in_groups_of_nearly_the_same_size():
+    for num_steps, size in ((1719, 50), (215, 43), (51, 26), (50, 50), (2, 2)):
+        assert train.steps_at_once(num_steps, []) == size
+
+
+def test_a_callback_that_acts_before_each_step_gets_each_step():
+    for per, size in (("step", 1), ("epoch", 50)):
+        scheduler = train.PowerScheduler(0.1, decay_epochs=1, per=per)
+        assert train.steps_at_once(1719, [scheduler]) == size
+    cycle = train.OneCycleScheduler(train.OneCycle(0.1, 10))
+    assert train.steps_at_once(1719, [cycle]) == 1
+
+
+def test_several_devices_get_one_step_at_a_time():
+    assert train.steps_at_once(1719, [], train.Devices(num_devices=2)) == 1
