@@ -96,7 +96,8 @@ def check_model(model, x, y):
       classes, logits or probabilities that the loss takes for the other, logits that
       cannot be any number
     - weights: a kernel whose units are all equal (not the output's: its units differ by
-      their targets), two kernels that are equal
+      their targets; nor zeros that the first step makes unequal, as at the end of a
+      residual block), two kernels that are equal
     - SELU: inputs with a mean beyond 0.2 or a deviation outside 0.5 to 1.5, kernels
       whose variance is not within 0.6 to 1.5 of 1 / fan_in, plain dropout
     - signals, if the above is in order: hidden layers with 50% of saturated entries, or
@@ -151,12 +152,14 @@ def check_model(model, x, y):
     if kind:
         output = _Output(calls, outputs, kind, from_logits, loss)
         findings += _label_findings(y, output) or _output_findings(output)
-    usable = not findings
-    findings += _weight_findings(calls)
+    usable, part_ways = not findings, set()
+    if usable:
+        y_rows = keras.tree.map_structure(lambda a: _as_tensor(a[rows]), y)
+        part_ways = _parting_kernels(model, x_rows, y_rows, calls)
+    findings += _weight_findings(calls, part_ways)
     if usable:
         findings += _selu_findings(calls)
     if not findings:
-        y_rows = keras.tree.map_structure(lambda a: _as_tensor(a[rows]), y)
         signals = _signals(model, x_rows, y_rows)
         findings += _signal_findings(signals) or _depth_findings(calls)
     if usable and kind:
@@ -1151,7 +1154,23 @@ def _kernels(layer):
     return [w for w in layer.weights if w.name in names and len(w.shape) > 1]
 
 
-def _weight_findings(calls):
+def _parting_kernels(model, x, y, calls):
+    """Ids of kernels of zeros whose first step tells their units from each other.
+
+    So it is at the end of a residual block, where each unit has a way out of its own.
+    """
+    kernels = [weight for call in calls for weight in _kernels(call.layer)]
+    if all(_numbers(kernel).any() for kernel in kernels):
+        return set()
+    variables = model.trainable_variables
+    values = list(map(_copy_of, variables))
+    gradients = _gradients(lambda v: _forward(model, x, y, v)[0], values)
+    gradients = dict(zip(map(id, variables), map(_numbers, gradients), strict=True))
+    own = {id(kernel): gradients.get(id(kernel)) for kernel in kernels}
+    return {key for key, g in own.items() if g is not None and (g != g[..., :1]).any()}
+
+
+def _weight_findings(calls, part_ways):
     findings, owners = [], {}
     firsts = {id(call.layer): call for call in reversed(calls) if _kernels(call.layer)}
     for call in reversed(firsts.values()):
@@ -1163,6 +1182,8 @@ def _weight_findings(calls):
             is_zero = not kernel.any()
             is_equal = kernel.shape[-1] > 1 and (kernel == kernel[..., :1]).all()
             other = owners.setdefault((kernel.shape, kernel.tobytes()), call.name)
+            if is_zero and id(weight) in part_ways:
+                continue
             if (is_zero or is_equal) and not is_last:
                 symptom = "zero weights" if is_zero else "symmetric weights"
                 evidence = {"units": kernel.shape[-1], "value": kernel.flat[0]}

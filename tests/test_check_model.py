@@ -15,6 +15,7 @@ from recipes.check_model import (
     signal_table,
 )
 from recipes.initializers import initializer_for
+from recipes.layers import ResidualDense
 from recipes.mc_dropout import MCDropout
 from recipes.optimizers import make_optimizer
 from recipes.schedules import Cosine, OneCycle, Warmup
@@ -465,6 +466,16 @@ HEALTHY = {
     "one cycle": healthy(X, Y, optimizer=make_optimizer("sgd", OneCycle(0.5, 1000))),
     "zero weights of the output": healthy(
         X, data(64, 1), dense(1, kernel_initializer="zeros"), loss="mse"
+    ),
+    "residual blocks that end in zeros": lambda: (
+        compiled(
+            keras.Input((6,)),
+            ResidualDense(6, "relu"),
+            ResidualDense(6, "relu"),
+            dense(3, "softmax"),
+        ),
+        X,
+        Y,
     ),
     "a straight bottleneck": lambda: (
         compiled(keras.Input((6,)), dense(2), dense(6), loss="mse"),
