@@ -10,21 +10,27 @@ rules of doctor_published.py say of the same runs. `--healthy` trains 20 runs of
 train.py on Fashion-MNIST, which should give no finding.
 
 Appends a row for each program and seed to benchmarks/results/doctor_cases.csv and
-leaves out what is already there, so that it can be stopped and started again.
+leaves out what is already there, so that it can be stopped and started again. From all
+rows of the unseen half it draws benchmarks/results/doctor_cases.png: the kind of the
+fault against that of the first finding.
 """
 
 import argparse
 import itertools
 import json
+import os
 import pathlib
 import subprocess
 import sys
 import tempfile
 
 import pandas as pd
-from doctor_programs import BASES, CHECKS, PROGRAMS, Program, apply, run
+from doctor_programs import BASES, CHECKS, KINDS, PROGRAMS, Program, apply, run
 from doctor_published import RULES, published
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 from mc_dropout_speed import ROOT, append, surroundings
+from table import doctor_rows
 
 from recipes.diagnose import diagnose
 
@@ -205,6 +211,45 @@ def measure_healthy(name, seed, epochs=HEALTHY_EPOCHS, data="fashion-mnist"):
     }
 
 
+# --- the picture
+
+
+def confusion(rows):
+    """Count for each kind of fault the kinds of which the first finding speaks.
+
+    A program whose fault can be called two names counts under the first, and a finding
+    that speaks of either is right.
+    """
+    rows, _ = doctor_rows(rows)
+    roots = rows["kinds"].str.split("; ").str[0]
+    said = rows["said"].str.split("; ").str[0].fillna("of no kind")
+    said = said.where(rows["flagged"].astype(bool), "nothing")
+    said = said.where(rows["rank"] != 1, roots)
+    kinds = [kind for kind in KINDS if (roots == kind).any()]
+    counts = pd.crosstab(roots, said)
+    return counts.reindex(
+        kinds, columns=[*KINDS, "of no kind", "nothing"], fill_value=0
+    )
+
+
+def heat_map(counts):
+    """Draw the confusion: a row per kind of fault, numbers of runs, shares as blue."""
+    figure = Figure(figsize=(9, 6.5), layout="constrained")
+    axes = figure.subplots()
+    values = counts.to_numpy()
+    shares = values / values.sum(axis=1, keepdims=True)
+    axes.imshow(shares, colormaps["Blues"], aspect="auto", vmin=0, vmax=1)
+    for row, column in zip(*values.nonzero(), strict=True):
+        color = "white" if shares[row, column] > 0.5 else "black"
+        center = {"ha": "center", "va": "center", "color": color}
+        axes.text(column, row, values[row, column], **center)
+    axes.set_xticks(range(values.shape[1]), counts.columns, rotation=40, ha="right")
+    axes.set_yticks(range(len(values)), counts.index)
+    axes.set(xlabel="kind the first finding speaks of", ylabel="kind of the fault")
+    axes.set_title("Runs of faulty programs no rule was tuned on; nothing: not flagged")
+    return figure
+
+
 # --- the command
 
 
@@ -245,6 +290,12 @@ def main(arguments=None):
         for seed, name in itertools.product(range(HEALTHY_SEEDS), HEALTHY):
             if ("healthy", name, seed) not in done:
                 record(measure_healthy(name, seed))
+    table = pd.read_csv(options.results)
+    unseen = table[(table["half"] == "unseen") & table["kinds"].notna()]
+    if len(unseen):
+        new = options.results.with_suffix(".new")
+        heat_map(confusion(unseen)).savefig(new, format="png", dpi=100)
+        os.replace(new, options.results.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -633,7 +633,8 @@ def load(make, settings, seed):
     rows = settings["rows"] + VALIDATION_ROWS + TEST_ROWS
     x, y = make(rng, rows)
     num_outputs = int(y.max()) + 1 if y.ndim == 1 else y.shape[1]
-    if num_outputs == 2 and settings["loss"] == "binary_crossentropy" and y.ndim == 1:
+    is_binary = settings["loss"].lower().replace("_", "") == "binarycrossentropy"
+    if num_outputs == 2 and is_binary and y.ndim == 1:
         num_outputs = 1
     if x.dtype.kind == "f":
         x = (x * settings["x_unit"] + settings["x_offset"]).astype("float32")

@@ -331,6 +331,12 @@ def test_the_command_measures_records_and_goes_on(monkeypatch, tmp_path):
     cases.main(["--half", "both", "--seeds", "0", "--results", str(path)])
 
 
+@pytest.mark.parametrize("loss", ["binary_crossentropy", "BinaryCrossentropy"])
+def test_a_binary_loss_has_one_output_by_either_name(loss):
+    settings = {**programs.SETTINGS, "loss": loss, "rows": 20}
+    assert programs.load(programs.moons, settings, 0)[0].num_outputs == 1
+
+
 def test_advice_to_check_the_labels_is_right_only_where_they_are_wrong():
     advice = finding("labels unrelated to inputs", {"labels": "check"})
     right = programs.Program("x", ("labels",), "blobs", {"mistake": "shuffled"})
@@ -360,14 +366,32 @@ def test_the_table_counts_runs_and_says_what_was_named_instead():
         "| plateau 1, nothing 1 |" in text
     )
     assert "| **all, tuned on** | 1 | 100 % (1 of 1) |" in text
-    assert (
-        "| repaired twins of programs no rule was tuned on | 1 of 2 | plateau 1 |"
-        in (text)
-    )
-    assert "| healthy runs of `train.py` on Fashion-MNIST | 1 of 1 |  |" in text
-    assert "| Other | 100 % (3 of 3) | 0 % (0 of 3) | 100 % (2 of 2) |" in text
+    assert "| runs no rule was tuned on | aim | `diagnose` | Other |" in text
+    assert "| faulty: flagged | 95 % | 67 % (2 of 3) | 100 % |" in text
+    assert "| repaired: left alone | 95 % | 50 % (1 of 2) | 0 % |" in text
+    assert "| root cause among what is said |  | 67 % (2 of 3) | 0 % |" in text
+    assert "| root cause said first | 70 % | 33 % (1 of 3) |  |" in text
+    assert "| first advice, alone, repairs | 80 % | 50 % (1 of 2) |  |" in text
+    assert "no rule was tuned on | 50 % (1 of 2) | plateau 1 |" in text
+    healthy = "| healthy runs of `train.py` on Fashion-MNIST | 100 % (1 of 1) |  |"
+    assert healthy in text
+    assert "Seeds: 3 of the half unseen, 1 of the half tune." in text
     assert "Left out, as no worse than a sound twin: a: no fault, a: sick twin." in text
     assert "commit 4e72448." in text
+
+
+def test_the_confusion_counts_what_was_said_first_in_each_kind():
+    row = {"half": "unseen", "program": "a", "kinds": "loss; labels", "rank": 1}
+    row |= {"said": "labels", "flagged": True, "score": 0.1, "twin_score": 0.9}
+    row |= {"least_twin_score": 0.5}
+    rows = [row, {**row, "rank": 2, "said": "rate too low; dead ReLU"}]
+    rows += [{**row, "rank": 0, "said": None}]
+    rows += [{**row, "rank": 0, "said": None, "flagged": False}]
+    counts = cases.confusion(pd.DataFrame(rows))
+    (loss,) = counts.to_dict("records")
+    assert counts.index.tolist() == ["loss"]
+    said = {kind: number for kind, number in loss.items() if number}
+    assert said == {"loss": 1, "rate too low": 1, "of no kind": 1, "nothing": 1}
 
 
 # --- the rules of others
