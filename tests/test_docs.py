@@ -16,7 +16,8 @@ import keras
 import pytest
 
 DOCS = pathlib.Path(__file__).parent.parent / "docs"
-HERE = {"tensorflow": "TensorFlow", "jax": "JAX"}[keras.backend.backend()]
+NAMES = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
+HERE = NAMES[keras.backend.backend()]
 BLOCKS = [
     pytest.param(block, id=f"{path.stem}-{number}")
     for path in sorted(DOCS.glob("*.md"))
