@@ -816,7 +816,9 @@ def plot_schedules(schedules: dict, total_steps: int):
     right = {}
     for axes, (label, schedule) in zip(panels, schedules.items(), strict=True):
         # Not schedule(steps): a Keras schedule with a warmup takes one step at a time.
-        rates = ops.convert_to_numpy(ops.vectorized_map(schedule, steps))
+        rates = ops.convert_to_numpy(
+            ops.vectorized_map(schedule, ops.convert_to_tensor(steps))
+        )
         (line,) = axes.plot(steps, rates, drawstyle="steps-post", label=label)
         if isinstance(schedule, OneCycle):
             momentum = ops.convert_to_numpy(schedule.momentum(steps))

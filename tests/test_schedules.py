@@ -632,7 +632,10 @@ def test_steps_of_any_kind(schedule, formula):
     )
     expected = formula(np.float64([4]), 1)[0]
     kinds = [4, 4.0, np.int64(4), np.float32(4), np.uint8(4), np.float16(4)]
-    kinds += [keras.ops.convert_to_tensor(4), keras.Variable(4, dtype="int32")]
+    kinds += [
+        keras.ops.convert_to_tensor(4),
+        keras.Variable(4, dtype="int32", trainable=False),
+    ]
     for step in kinds:
         rate = schedule(step)
         assert keras.backend.standardize_dtype(rate.dtype) == "float32"
