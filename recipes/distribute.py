@@ -172,7 +172,9 @@ class EvenBatches(keras.utils.PyDataset):
 
     Args:
         batches: A `keras.utils.PyDataset` of `(x, y)` or `(x, y, weights)` with a known
-            number of batches, for one device; its arrays may be nested. Where it has an
+            number of batches, for one device; its arrays may be nested. Without
+            weights, of targets with several axes the loss has to take the mean over the
+            last, as Keras's do but the sparse ones. Where it has an
             `epoch`, this has it, too, as `callbacks.resumable.Resumable` needs it.
         devices: The `Devices`. With several processes all must have the same `batches`,
             in the same order, of which this process gets its share.
@@ -244,8 +246,20 @@ class EvenBatches(keras.utils.PyDataset):
         x, y, *weights = keras.tree.map_structure(
             lambda array: np.asarray(array)[share], (x, y, *weights)
         )
-        weights = [each * weight[mine] for each in weights] or [weight[mine]]
+        weight = weight[mine]
+        if weights:
+            weights = keras.tree.map_structure(
+                lambda each: each * _with_rank(weight, each.ndim), weights
+            )
+        else:
+            # A loss has a value for each row, or for all but the last axis of y.
+            rank = y.ndim - 1 if isinstance(y, np.ndarray) else 1
+            weights = [_with_rank(weight, rank)]
         return x, y, *weights
+
+
+def _with_rank(weight, rank):
+    return weight.reshape(-1, *[1] * (rank - 1))
 
 
 def prepare_replicas(model):

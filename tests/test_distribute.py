@@ -137,6 +137,16 @@ def test_nested_arrays_and_weights_of_their_own_are_kept():
     assert not hasattr(even, "epoch")
 
 
+@pytest.mark.parametrize("shape", [(7, 1), (7, 4), (7, 4, 3), (7, 4, 3, 2)])
+def test_targets_of_any_rank_keep_the_loss(shape):
+    y = np.random.default_rng(0).random(shape).astype("float32")
+    even = EvenBatches(epoch_batches(np.ones((7, 1)), y, 7, seed=0), Devices(4))
+    _, filled, weights = even[0]
+    loss = keras.losses.MeanSquaredError()
+    expected = np.mean(np.square(y))
+    assert float(loss(filled, 0 * filled, weights)) == pytest.approx(expected, rel=1e-5)
+
+
 def test_epochs_are_counted_as_without():
     class Record(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
