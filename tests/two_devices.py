@@ -225,7 +225,10 @@ def is_as_on_one_device(name):
     """On JAX all are; replicas have masks and statistics of their own."""
     of_a_part = name in ("recommended", "cifar10_one_cycle")
     of_a_part = of_a_part or "dropout" in name or "batch_norm" in name
-    return IS_JAX or not of_a_part
+    # Twenty SELU layers enlarge rounding errors: on one device, too, another order of
+    # the rows within the batches changes the weights by 2e-3 in six steps.
+    is_chaotic = name in ("selu", "cifar10_selu")
+    return not is_chaotic and (IS_JAX or not of_a_part)
 
 
 @pytest.mark.slow
