@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "benchmarks"))
 
@@ -145,6 +146,14 @@ def test_prediction_interval_holds_as_often_as_it_says():
         num_inside += low <= sample[5] <= high
     # Four deviations of a share of 2,000.
     assert abs(num_inside / 2000 - 0.95) < 0.02
+
+
+def test_gain_interval_is_welchs():
+    random = np.random.default_rng(0)
+    ours, theirs = random.normal(0.9, 0.01, 4), random.normal(0.88, 0.003, 6)
+    expected = scipy.stats.ttest_ind(ours, theirs, equal_var=False)
+    found = table.gain_interval(pd.Series(ours), pd.Series(theirs))
+    np.testing.assert_allclose(found, expected.confidence_interval(), rtol=1e-9)
 
 
 def test_table_says_whether_the_recorded_number_is_inside():
