@@ -76,7 +76,7 @@ MC_SAMPLES = 100  # as in the book
 NUM_LABELS = 500  # in runs that pretrain
 ONE_DEVICE = Devices(num_devices=1)
 PROBE_ROWS = 256  # what --diagnose watches the gradients and activations on
-STEPS_AT_ONCE = 50  # more are not faster: benchmarks/epoch_speed.py
+STEPS_AT_ONCE = 50  # at most
 FILES = {"model.keras", "history.csv", "metrics.json", "curves.png", "uncertainty.png"}
 FILES |= {"diagnosis.json", "diagnosis.png"}
 
