@@ -417,7 +417,10 @@ def test_accepted_arguments_are_accepted(name):
     call(name)
 
 
-@pytest.mark.parametrize("name", [*ACCEPTED, *METHODS])
+@pytest.mark.parametrize(
+    "name",
+    [*ACCEPTED, *[pytest.param(name, marks=pytest.mark.slow) for name in METHODS]],
+)
 def test_what_no_argument_means_is_refused_by_its_name_or_used(name):
     complaints = [
         complaint(name, argument, value)

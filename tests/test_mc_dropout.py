@@ -1195,7 +1195,7 @@ def test_samples_are_kept_only_on_request():
 
 def test_frame_names_the_predicted_class():
     result = sample(classifier(), data(9, 6))
-    frame = result.to_frame("abcd")
+    frame = result.to_frame(list("abcd"))
     winner = result.mean.argmax(axis=1)
     assert list(frame["predicted"]) == ["abcd"[i] for i in winner]
     np.testing.assert_array_equal(frame["probability"], result.mean.max(axis=1))
