@@ -313,11 +313,6 @@ def batch_norm_before_2(lesson):
 PULLOVER_AND_T_SHIRT, SANDAL_AND_SHIRT = (0, 2), (5, 6)
 
 
-def task_a_hidden_3():
-    """The hidden layers of the third edition's model A."""
-    return relu_100()
-
-
 def task_a_hidden_2():
     """The hidden layers of the second edition's model A."""
     return [dense(u, "selu", "glorot_uniform") for u in (300, 100, 50, 50, 50)]
@@ -361,7 +356,7 @@ def binary(hidden):
 @row("transfer", 63, val_loss=0.2728, val_accuracy=0.9027)
 def model_a_3(lesson):
     """Model A, eight classes, 3 layers of 100 ReLU, SGD 0.001, 20 epochs"""
-    return model_a(lesson, PULLOVER_AND_T_SHIRT, task_a_hidden_3())[1]
+    return model_a(lesson, PULLOVER_AND_T_SHIRT, relu_100())[1]
 
 
 @row("transfer", 81, val_loss=0.2333, val_accuracy=0.9200)
@@ -380,7 +375,7 @@ def model_a_2(lesson):
 )
 def model_b_3(lesson):
     """Model B from scratch, pullover or T-shirt from 200 images, 20 epochs"""
-    return model_b(lesson, PULLOVER_AND_T_SHIRT, task_a_hidden_3())
+    return model_b(lesson, PULLOVER_AND_T_SHIRT, relu_100())
 
 
 @row(
@@ -406,7 +401,7 @@ def model_b_2(lesson):
 )
 def model_b_on_a_3(lesson):
     """Model B on A, 4 epochs frozen and 16 not, SGD 0.001"""
-    return model_b_on_a(lesson, PULLOVER_AND_T_SHIRT, task_a_hidden_3())
+    return model_b_on_a(lesson, PULLOVER_AND_T_SHIRT, relu_100())
 
 
 @row(
@@ -801,7 +796,7 @@ def our_batch_norm_10_epochs(lesson):
 @row("transfer", beside="model_b_on_a_3")
 def our_transfer(lesson):
     """Reused layers with the rate 0.02 in place of 0.001"""
-    trained, _ = model_a(lesson, PULLOVER_AND_T_SHIRT, task_a_hidden_3())
+    trained, _ = model_a(lesson, PULLOVER_AND_T_SHIRT, relu_100())
     task = lesson.of(PULLOVER_AND_T_SHIRT).first(200)
     head = layers.Dense(1, "sigmoid", name="head")
     model = reuse(trained, head=head)
@@ -905,7 +900,8 @@ def main(arguments=None):
     if options.list:
         width = max(map(len, ROWS))
         for name, each in ROWS.items():
-            print(f"{name:{width}}  {each.run.__doc__}")
+            source = f" (cell {each.cell})" if each.cell else ""
+            print(f"{name:{width}}  {each.run.__doc__}{source}")
         return
     facts = surroundings()
     path = options.results

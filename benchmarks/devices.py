@@ -20,7 +20,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -28,6 +27,7 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 from mc_dropout_speed import ROOT, append, surroundings  # noqa: E402
+from resume_cost import Clock  # noqa: E402
 
 import train  # noqa: E402
 from recipes.distribute import EvenBatches, all_devices  # noqa: E402
@@ -76,17 +76,6 @@ def modelled():
             cells.append(f"{1000 * seconds:.2f} ms, {ratio:.2f}x")
         lines.append(f"| {num_devices} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-class Clock(keras.callbacks.Callback):
-    """When each epoch ended."""
-
-    def __init__(self):
-        super().__init__()
-        self.times = []
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.times.append(time.perf_counter())
 
 
 def split_cpu(num_devices):

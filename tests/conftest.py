@@ -10,7 +10,14 @@ ROOT = pathlib.Path(__file__).parent.parent
 ON_BOTH_BACKENDS = {
     f"test_{path.stem}"
     for path in [*(ROOT / "recipes").glob("*.py"), *(ROOT / "callbacks").glob("*.py")]
-} | {"test_train", "test_docstrings", "test_docs", "two_devices"}
+} | {
+    "test_draw_garments",
+    "test_bad_input",
+    "test_docstrings",
+    "test_docs",
+    "test_train",
+    "two_devices",
+}
 
 
 def pytest_collection_modifyitems(items):

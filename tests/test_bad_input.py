@@ -389,10 +389,13 @@ def complaint(name, argument, value):
         call(name, **{argument: value})
     except Exception as error:
         is_named = argument in str(error) or argument in LOOKED_UP_BY_KERAS
+        is_named |= name in NOT_ACCEPTED_EVERYWHERE
         is_refused = isinstance(error, (ValueError, TypeError)) and is_named
-        is_refused |= isinstance(error, FileNotFoundError) and str(value) in str(error)
+        is_refused |= isinstance(error, FileNotFoundError) and (
+            str(value) in str(error) or name in NOT_ACCEPTED_EVERYWHERE
+        )
         is_the_models = (name.split(".")[-1], argument) in FED_TO_THE_MODEL
-        if is_refused or is_the_models or name in NOT_ACCEPTED_EVERYWHERE:
+        if is_refused or is_the_models:
             left = list(pathlib.Path().glob(".*"))  # what was being written
             return f"{argument}={value!r} leaves {left}" if left else None
         return f"{argument}={value!r}: {type(error).__name__}: {error}"

@@ -94,7 +94,7 @@ def test_frozen_layers_stay_and_move_once_all_train(garments, monkeypatch):
 
     monkeypatch.setattr(chapter_table.Lesson, "train", watched)
     lesson = chapter_table.Lesson(garments, 0)
-    hidden = chapter_table.task_a_hidden_3()
+    hidden = chapter_table.relu_100()
     chapter_table.model_b_on_a(lesson, (0, 2), hidden)
     assert seen == [True, False, True]
 
