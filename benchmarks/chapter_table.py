@@ -13,9 +13,9 @@ not belong to the code printed above it, the code counts, and `remark` says so.
 The rows that begin with `our_` train the same network for the same epochs, with recipes
 that were chosen by validation accuracy, with seed 0; they are measured from seed 100.
 
-The networks end in logits: on JAX Keras 3.15 computes the crossentropy of a softmax from
-probabilities of at least 1e-7, which stops a network that is wrong with more certainty;
-on TensorFlow it finds the logits by itself.
+The networks end in logits: on JAX Keras 3.15 takes a softmax's crossentropy from
+probabilities of at least 1e-7, so that what is wrong with more certainty has no
+gradient; on TensorFlow it finds the logits by itself.
 
 Appends a line for each row and seed to benchmarks/results/chapter.csv and leaves out
 what is already there, so that it can be stopped and started again. The test images are
