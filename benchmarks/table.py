@@ -540,8 +540,9 @@ def best_in_bold(values_by_name, more_is_better, digits):
 
 def measured_with(rows):
     """Machine, versions and commit of the rows."""
-    facts = [", ".join(rows[key].unique()) for key in ("machine", "versions", "commit")]
-    return "{}; {}; commit {}.".format(*facts)
+    machines, commits = (", ".join(rows[key].unique()) for key in ("machine", "commit"))
+    versions = dict.fromkeys(", ".join(rows["versions"].unique()).split(", "))
+    return f"{machines}; {', '.join(versions)}; commit {commits}."
 
 
 def two_digits(number):
