@@ -700,8 +700,6 @@ def devices_of(options, data):
                     f"--distribute: {here} devices cannot share the last {rows} images "
                     "evenly; leave some out, as with CUDA_VISIBLE_DEVICES=0,1"
                 )
-        if devices.num_processes > 1 and options.resume:
-            raise ValueError("--resume is for one host")
         if devices.process_id:  # the files at the usual place are those of process 0
             options.output /= f"process-{devices.process_id}"
         yield devices

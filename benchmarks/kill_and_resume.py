@@ -1,13 +1,15 @@
 """Kill train.py at random moments, start it again, compare it with a run never stopped.
 
     python benchmarks/kill_and_resume.py --kills 20
+    python benchmarks/kill_and_resume.py --kills 4 --devices 2
 
 Four runs take turns, two kills each: with dropout, with a callback that waits for a
 plateau, with one that changes the momentum, with alpha dropout. SIGKILL comes at a
 moment drawn between the first epoch and the end, once or twice; a run that has ended
 before it is begun again, and killed after half the time. Then it is left to end. The
 weights, the optimizer's slots, history.csv and the scores must be those of the run
-never stopped, to the bit, and nothing else may lie in the folder.
+never stopped, to the bit, and nothing else may lie in the folder. On two devices these
+are logical CPUs, and all is as with `train.py --distribute`.
 
 Prints a line for each kill and how many were as they should be on each backend. The
 process ends with 1 if one was not.
@@ -34,16 +36,17 @@ from train import FILES  # noqa: E402
 
 RUNS = ["recommended", "plateau_scheduler", "one_cycle_scheduler", "alpha_dropout"]
 EPOCHS = 12
+SCRIPTS = {1: ["train.py"], 2: ["benchmarks/devices.py", "--train"]}
 
 
-def start(run, folder, backend):
+def start(run, folder, backend, devices):
     """Begin the run that the folder belongs to; return its process."""
-    command = [sys.executable, str(ROOT / "train.py"), run, "--resume", "--dry-run"]
+    command = [sys.executable, *SCRIPTS[devices], run, "--resume", "--dry-run"]
     command += ["--epochs", str(EPOCHS), "--output", str(folder), "--data", "garments"]
     environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONUNBUFFERED": "1"}
     with open(folder / "log", "ab") as log:
         return subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env=environment
+            command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT
         )
 
 
@@ -57,9 +60,9 @@ def training_begins(process, folder):
     return False
 
 
-def run_whole(run, folder, backend):
+def run_whole(run, folder, backend, devices):
     """Run to the end; return the seconds from the first epoch on."""
-    process = start(run, folder, backend)
+    process = start(run, folder, backend, devices)
     training_begins(process, folder)
     began = time.perf_counter()
     if process.wait():
@@ -67,9 +70,9 @@ def run_whole(run, folder, backend):
     return time.perf_counter() - began
 
 
-def is_killed(run, folder, backend, delay):
+def is_killed(run, folder, backend, devices, delay):
     """Run, and kill after the delay; return whether it was still alive then."""
-    process = start(run, folder, backend)
+    process = start(run, folder, backend, devices)
     if training_begins(process, folder):
         time.sleep(delay)
     is_alive = process.poll() is None
@@ -109,7 +112,7 @@ def differences(expected, found):
     return sorted(name for name in names if expected.get(name) != found.get(name))
 
 
-def kill_and_resume(num_kills, backend, seed=0):
+def kill_and_resume(num_kills, backend, seed=0, devices=1):
     """Return how many of the runs ended as if they had never been stopped."""
     rng = np.random.default_rng(seed)
     wholes, num_right = {}, 0
@@ -119,15 +122,16 @@ def kill_and_resume(num_kills, backend, seed=0):
             if run not in wholes:
                 folder = pathlib.Path(scratch, run)
                 folder.mkdir()
-                wholes[run] = run_whole(run, folder, backend), outcome(run, folder)
+                whole = run_whole(run, folder, backend, devices)
+                wholes[run] = whole, outcome(run, folder)
             seconds, expected = wholes[run]
             folder = pathlib.Path(scratch, str(number))
             folder.mkdir()
             moments = rng.uniform(0, seconds, size=1 + number % 2)
             for i in range(len(moments)):
-                while not is_killed(run, folder, backend, moments[i]):
+                while not is_killed(run, folder, backend, devices, moments[i]):
                     moments[i] /= 2
-            run_whole(run, folder, backend)
+            run_whole(run, folder, backend, devices)
             wrong = differences(expected, outcome(run, folder))
             num_right += not wrong
             print(
@@ -146,8 +150,12 @@ def main(arguments=None):
     )
     parser.add_argument("--kills", type=int, default=20, help="on each backend")
     parser.add_argument("--backends", nargs="+", default=["tensorflow", "jax"])
+    parser.add_argument("--devices", type=int, choices=SCRIPTS, default=1)
     options = parser.parse_args(arguments)
-    right = [kill_and_resume(options.kills, name) for name in options.backends]
+    right = [
+        kill_and_resume(options.kills, name, devices=options.devices)
+        for name in options.backends
+    ]
     return int(sum(right) < options.kills * len(right))
 
 

@@ -81,6 +81,10 @@ class Resumable(keras.callbacks.CallbackList):
     written beside the last one and moved there in one step; that one is kept, too, and
     taken with a warning where the newer is damaged.
 
+    On several hosts, which need JAX, each process has a folder of its own, and all go
+    on from the newest epoch that every one of them has: killed together they are at
+    most one epoch apart.
+
     What is promised about the data:
 
     - `data` with an `epoch`, such as `recipes.fashion_mnist.epoch_batches`: the same
@@ -124,8 +128,8 @@ class Resumable(keras.callbacks.CallbackList):
     Raises:
         ValueError: An argument is none of these, or a callback's state could not be
             kept. At the start of training: the model is not built, a callback is in the
-            list of `fit` as well, the state has other settings or other weights, or all
-            files of it are damaged.
+            list of `fit` as well, the state has other settings or other weights, all
+            files of it are damaged, or several hosts are more than an epoch apart.
         OSError: The state cannot be written, with the reason. What was there before is
             still there.
     """
@@ -189,7 +193,7 @@ class Resumable(keras.callbacks.CallbackList):
             )
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
-        self._state, path = self._newest_state()
+        self._state, path = self._newest_state_of_all()
         if self._state is None:
             self._make_directory()
             super().on_train_begin(logs)
@@ -284,6 +288,24 @@ class Resumable(keras.callbacks.CallbackList):
             )
         return None, None
 
+    def _newest_state_of_all(self):
+        """Return the newest state that all processes have, and its file here."""
+        while True:
+            state, path = self._newest_state()
+            epochs = _of_all_processes(-1 if state is None else state["epoch"])
+            oldest = min(epochs)
+            if oldest == max(epochs):
+                return state, path
+            if oldest < max(epochs) - 1:  # more than a kill can do
+                raise ValueError(
+                    "`directory` must hold the same state in all processes, but for "
+                    "the last epoch; delete all to train anew. Received: "
+                    f"directory={str(self.directory)!r}, epochs {epochs} (-1: none)"
+                )
+            for newer in self._paths():
+                if int(newer.stem.rpartition("epoch")[2]) > oldest:
+                    newer.unlink()
+
     def _check_fits(self, path):
         state = self._state
         if state["settings"] != self.settings:
@@ -359,6 +381,15 @@ class Resumable(keras.callbacks.CallbackList):
 def _variables_of(model):
     """Return all that a step changes, but the metrics, which each epoch resets."""
     return model.variables + model.optimizer.variables
+
+
+def _of_all_processes(number):
+    """Return what each process has as this number: one but on JAX's several hosts."""
+    if keras.backend.backend() != "jax":
+        return [number]
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(np.array(number)).ravel().tolist()
 
 
 def _check_has_state(callback):

@@ -3,6 +3,7 @@
 import errno
 import gc
 import os
+import re
 import warnings
 
 import keras
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import callbacks.resumable
 from callbacks.clipping_logger import ClippingLogger
 from callbacks.nonfinite_guard import NonFiniteGuard
 from callbacks.resumable import Resumable
@@ -363,6 +365,38 @@ def test_a_damaged_state_is_passed_over_with_a_warning(tmp_path):
     with pytest.warns(UserWarning, match="epoch000003.npz is damaged"):
         resumed = program(tmp_path / "parts")
     assert_same_end(resumed, never_stopped)
+
+
+@pytest.mark.parametrize("of_the_other", [2, -1])
+def test_hosts_go_on_from_the_newest_epoch_that_all_have(
+    of_the_other, tmp_path, monkeypatch
+):
+    never_stopped = program(tmp_path / "whole")
+    with pytest.raises(Crash):
+        program(tmp_path / "parts", (of_the_other + 1, 1))  # one epoch more than it
+    seen = []
+
+    def both(epoch):
+        seen.append(epoch)
+        return [epoch, of_the_other]
+
+    monkeypatch.setattr(callbacks.resumable, "_of_all_processes", both)
+    assert_same_end(program(tmp_path / "parts"), never_stopped)
+    assert seen == [of_the_other + 1, of_the_other]
+
+
+def test_hosts_more_than_an_epoch_apart_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(Crash):
+        program(tmp_path, (3, 1))
+    names = sorted(path.name for path in tmp_path.iterdir())
+    for others in ([-1], [1, 3], [5]):
+        apart = [3, *others]
+        monkeypatch.setattr(
+            callbacks.resumable, "_of_all_processes", lambda epoch, each=apart: each
+        )
+        with pytest.raises(ValueError, match=re.escape(f"epochs {apart} (-1: none)")):
+            program(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 def test_damaged_states_alone_are_refused_and_left_alone(tmp_path):

@@ -5,11 +5,11 @@ the process of the other tests.
 """
 
 import contextlib
-import shutil
+import pathlib
+import sys
 
 import keras
 import numpy as np
-import pandas as pd
 import pytest
 
 import train
@@ -22,18 +22,15 @@ from recipes.optimizers import make_optimizer
 from recipes.regularizers import MaxNorm
 from recipes.schedules import PowerDecay
 
+sys.path.append(str(pathlib.Path(__file__).parent.parent / "benchmarks"))
+
+import devices as benchmark  # noqa: E402
+from kill_and_resume import kill_and_resume  # noqa: E402
+
 IS_JAX = keras.backend.backend() == "jax"
-if IS_JAX:
-    import jax
-
-    jax.config.update("jax_num_cpu_devices", 2)
-else:
+if not IS_JAX:
     import tensorflow as tf
-
-    tf.config.set_logical_device_configuration(
-        tf.config.list_physical_devices("CPU")[0],
-        [tf.config.LogicalDeviceConfiguration()] * 2,
-    )
+benchmark.split_cpu(2)
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(40, 6)).astype("float32")
@@ -123,24 +120,25 @@ def test_rates_from_callbacks_are_those_of_one_device():
     assert losses["learning_rate"] == losses_of_two["learning_rate"]
 
 
-WITHIN_THE_STEP = {
+WITHIN_THE_OPTIMIZER = {
     "gradient_accumulation_steps": {"gradient_accumulation_steps": 2},
     "ema_overwrite_frequency": {"use_ema": True, "ema_overwrite_frequency": 2},
 }
+WITHIN_FIT = {"steps_per_execution": 2, "jit_compile": True}
 
 
 @pytest.mark.parametrize(
     "name",
     [
         pytest.param(name, marks=[pytest.mark.slow] * IS_JAX)
-        for name in [*WITHIN_THE_STEP, "steps_per_execution"]
+        for name in [*WITHIN_THE_OPTIMIZER, *WITHIN_FIT]
     ],
 )
 def test_what_replicas_cannot_do_is_refused_and_jax_does_it(name):
     def build():
-        if name == "steps_per_execution":
-            return network(steps_per_execution=2)
-        sgd = keras.optimizers.SGD(0.05, **WITHIN_THE_STEP[name])
+        if name in WITHIN_FIT:
+            return network(**{name: WITHIN_FIT[name]})
+        sgd = keras.optimizers.SGD(0.05, **WITHIN_THE_OPTIMIZER[name])
         return network(optimizer=sgd)
 
     if IS_JAX:
@@ -175,6 +173,17 @@ def test_replicas_draw_masks_of_their_own():
     assert (first == plain).all()
     assert (plain == other).all() == (not IS_JAX)  # what Keras 3.15 does
     assert (np.array(state + 0) == np.array(plain_state + 0)).all()
+
+
+@pytest.mark.slow
+def test_synchronized_batch_norm_is_that_of_one_device():
+    def build():
+        # On JAX it is so without, and the argument is refused.
+        return network(keras.layers.BatchNormalization(synchronized=not IS_JAX))
+
+    one, losses, two, losses_of_two = both(build)
+    assert largest_difference(one, two) < 1e-5
+    np.testing.assert_allclose(losses["loss"], losses_of_two["loss"], rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -221,31 +230,20 @@ def test_resumed_on_two_devices_it_ends_as_if_never_stopped(tmp_path):
     assert largest_difference(resumed, whole) == 0
 
 
-def is_as_on_one_device(name):
-    """On JAX all are; replicas have masks and statistics of their own."""
-    of_a_part = name in ("recommended", "cifar10_one_cycle")
-    of_a_part = of_a_part or "dropout" in name or "batch_norm" in name
-    # Twenty SELU layers enlarge rounding errors: on one device, too, another order of
-    # the rows within the batches changes the weights by 2e-3 in six steps.
-    is_chaotic = name in ("selu", "cifar10_selu")
-    return not is_chaotic and (IS_JAX or not of_a_part)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", train.RUNS)
+def test_every_run_gives_the_losses_and_weights_of_one_device(name, tmp_path):
+    floatx = "float64" if name in benchmark.ENLARGING else "float32"
+    row = benchmark.compared(name, floatx, tmp_path)
+    assert row["devices"] == 2 and row["steps"] > 1
+    bound = {"float32": 1e-4, "float64": 1e-9}[floatx]
+    if not row["why_not"]:
+        assert row["weight_difference"] < bound and row["loss_difference"] < bound, row
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(filter(is_as_on_one_device, train.RUNS)))
-def test_every_run_gives_the_losses_and_weights_of_one_device(name, tmp_path):
-    outcomes = []
-    for folder, more in (("one", []), ("two", ["--distribute"])):
-        arguments = [name, "--dry-run", "--data", "garments", *more]
-        assert train.main([*arguments, "--output", str(tmp_path / folder)]) == 0
-        results = tmp_path / folder / f"{name}-0"
-        history = pd.read_csv(results / "history.csv")
-        model = keras.saving.load_model(results / "model.keras")
-        outcomes.append((model, history))
-        shutil.rmtree(results)
-    (one, history), (two, history_of_two) = outcomes
-    assert largest_difference(one, two) < 1e-4, largest_difference(one, two)
-    pd.testing.assert_frame_equal(history, history_of_two, rtol=1e-3)
+def test_killed_on_two_devices_it_ends_as_if_never_stopped():
+    assert kill_and_resume(3, keras.backend.backend(), devices=2) == 3
 
 
 def test_train_says_what_it_cannot_share(tmp_path, capsys):
