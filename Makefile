@@ -37,7 +37,7 @@ notebooks: .venv/dev.stamp data/ready.stamp # execute every notebook from its .p
 	    --TagRemovePreprocessor.remove_all_outputs_tags="['hide-output']" "$$notebook" \
 	  || exit 1; done
 
-table: .venv/dev.stamp  # write the README's tables from train.py and the results
+table: .venv/dev.stamp  # write the tables of all pages from train.py and the results
 	$(BIN)/python benchmarks/table.py
 
 docs: .venv/dev.stamp  # write docs/reference/index.html: every public name, searchable

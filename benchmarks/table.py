@@ -1,4 +1,4 @@
-"""Write the tables of README.md from train.py and the results: make table."""
+"""Write the tables of all pages from train.py and the results: make table."""
 
 import math
 import pathlib
@@ -19,7 +19,8 @@ import transfer  # noqa: E402
 
 import train  # noqa: E402
 
-README = ROOT / "README.md"
+# The pages with tables.
+PAGES = [ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "runs.md"]
 RESULTS = ROOT / "benchmarks" / "results"
 # Of the columns of chapter.csv, by their prefix.
 CHAPTER_IMAGES = {
@@ -564,40 +565,46 @@ def list_of_runs():
     return "\n".join(lines)
 
 
-def rendered(readme):
-    """The README's text with its tables as the code and the results say."""
-    tables = {"list of runs": list_of_runs()}
-    for name, file, render in (
-        ("results", "runs.csv", runs_table),
-        ("mc dropout speed", "mc_dropout_speed.csv", speed_table),
-        ("uncertainty", "uncertainty.csv", uncertainty_table),
-        ("signals", "signals.csv", signals_table),
-        ("training speed", "training_speed.csv", step_table),
-        ("epoch speed", "epoch_speed.csv", epoch_table),
-        ("epoch runs", "epoch_runs.csv", epoch_runs_tables),
-        ("resume cost", "resume_cost.csv", resume_table),
-        ("learning-rate finder", "lr_finder.csv", finder_table),
-        ("clipping cases", "clipping_cases.csv", cases_table),
-        ("regularization cases", "regularization_cases.csv", cases_table),
-        ("doctor cases", "doctor_cases.csv", doctor_table),
-        ("structures", "structures.csv", structures_table),
-        ("transfer", "transfer.csv", transfer_table),
-        ("chapter", "chapter.csv", chapter_rows),
-        ("beside the chapter", "chapter.csv", chapter_ours),
-    ):
-        if (RESULTS / file).exists():
-            # 4e72448 is a commit, not a number.
-            rows = pd.read_csv(RESULTS / file, dtype={"commit": str})
-            tables[name] = render(rows)
-    for name, table in tables.items():
-        readme = re.sub(
-            rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)",
-            lambda match, table=table: f"{match[1]}{table}\n{match[2]}",
-            readme,
-            flags=re.DOTALL,
-        )
-    return readme
+# Name -> the file of results, and what makes a table of its rows.
+TABLES = {
+    "results": ("runs.csv", runs_table),
+    "mc dropout speed": ("mc_dropout_speed.csv", speed_table),
+    "uncertainty": ("uncertainty.csv", uncertainty_table),
+    "signals": ("signals.csv", signals_table),
+    "training speed": ("training_speed.csv", step_table),
+    "epoch speed": ("epoch_speed.csv", epoch_table),
+    "epoch runs": ("epoch_runs.csv", epoch_runs_tables),
+    "resume cost": ("resume_cost.csv", resume_table),
+    "learning-rate finder": ("lr_finder.csv", finder_table),
+    "clipping cases": ("clipping_cases.csv", cases_table),
+    "regularization cases": ("regularization_cases.csv", cases_table),
+    "doctor cases": ("doctor_cases.csv", doctor_table),
+    "structures": ("structures.csv", structures_table),
+    "transfer": ("transfer.csv", transfer_table),
+    "chapter": ("chapter.csv", chapter_rows),
+    "beside the chapter": ("chapter.csv", chapter_ours),
+}
+
+
+def rendered(page):
+    """The page's text with its tables as the code and the results say."""
+
+    def block(match):
+        begin, name, old, end = match.groups()
+        if name == "list of runs":
+            return f"{begin}{list_of_runs()}\n{end}"
+        file, render = TABLES[name]
+        if not (RESULTS / file).exists():
+            return begin + old + end
+        # 4e72448 is a commit, not a number.
+        rows = pd.read_csv(RESULTS / file, dtype={"commit": str})
+        return f"{begin}{render(rows)}\n{end}"
+
+    blocks = r"(<!-- (.+?) -->\n)(.*?)(<!-- end of \2 -->)"
+    return re.sub(blocks, block, page, flags=re.DOTALL)
 
 
 if __name__ == "__main__":
-    README.write_text(rendered(README.read_text()))
+    for path in PAGES:
+        text = rendered(path.read_text(encoding="utf-8"))
+        path.write_text(text, encoding="utf-8", newline="\n")

@@ -660,15 +660,16 @@ def test_the_best_rate_is_that_of_the_mean_over_the_seeds_after_the_last_epoch()
     assert best["rate"].tolist() == [0.3, 0.3] + [0.7] * 5
 
 
-# --- README
+# --- the pages
 
 
-def test_the_readme_takes_the_tables_there_are(monkeypatch, tmp_path):
+def test_a_page_takes_the_tables_there_are(monkeypatch, tmp_path):
     monkeypatch.setattr(table, "RESULTS", tmp_path)
     readme = "<!-- uncertainty -->\nold\n<!-- end of uncertainty -->\n"
     assert table.rendered(readme) == readme
     pd.DataFrame([FACTS]).to_csv(tmp_path / "uncertainty.csv")
-    monkeypatch.setattr(table, "uncertainty_table", table.measured_with)
+    rows = "uncertainty.csv", table.measured_with
+    monkeypatch.setitem(table.TABLES, "uncertainty", rows)
     facts = "Abacus; keras 3; commit 4e72448."
     assert table.rendered(readme) == readme.replace("old", facts)
     assert table.rendered("no block") == "no block"

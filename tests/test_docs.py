@@ -16,13 +16,16 @@ import keras
 import pytest
 
 DOCS = pathlib.Path(__file__).parent.parent / "docs"
+PAGES = [*sorted(DOCS.glob("*.md")), *sorted(DOCS.parent.glob("*.md"))]
 NAMES = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 HERE = NAMES[keras.backend.backend()]
 BLOCKS = [
     pytest.param(block, id=f"{path.stem}-{number}")
     for path in sorted(DOCS.glob("*.md"))
     for number, block in enumerate(
-        re.findall(r"^```python\n(.*?)```", path.read_text(), re.S | re.M)
+        re.findall(
+            r"^```python\n(.*?)```", path.read_text(encoding="utf-8"), re.S | re.M
+        )
     )
 ]
 TROUBLE = re.compile(r" *# (\w+(?:Error|Warning))(?: on (\w+))?: (.+)")
@@ -68,14 +71,19 @@ def test_block_does_what_its_comments_say(block, tmp_path, monkeypatch):
     assert printed.getvalue().splitlines() == expected_prints
 
 
-def test_every_link_between_pages_leads_somewhere():
-    for path in DOCS.glob("*.md"):
-        text = path.read_text()
-        for page, anchor in re.findall(r"\]\(([^)#:]*)#?([^):]*)\)", text):
-            target = (DOCS / page).read_text() if page else text
-            headings = re.findall(r"^#+ (.+)$", target, re.M)
-            anchors = [
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_every_link_and_picture_leads_somewhere(path):
+    text = path.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#:]*)#?([^):]*)\)", text)
+    pictures = re.findall(r'<img src="([^"]+)"', text)
+    for page, anchor in links + [(picture, "") for picture in pictures]:
+        target = path.parent / page if page else path
+        assert target.exists(), page
+        if anchor:
+            headings = re.findall(
+                r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.M
+            )
+            assert anchor in [
                 re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
                 for heading in headings
-            ]
-            assert not anchor or anchor in anchors, anchor
+            ], anchor
