@@ -33,6 +33,7 @@ notebooks: .venv/dev.stamp data/ready.stamp # execute every notebook from its .p
 	  notebook="$${script%.py}.ipynb"; convert="../$(BIN)/jupyter nbconvert --inplace"; \
 	  ../$(BIN)/jupytext --to ipynb --update "$$script" \
 	  && $$convert --to notebook --execute "$$notebook" \
+	    --ExecutePreprocessor.record_timing=False \
 	  && $$convert --to notebook --TagRemovePreprocessor.enabled=True \
 	    --TagRemovePreprocessor.remove_all_outputs_tags="['hide-output']" "$$notebook" \
 	  || exit 1; done

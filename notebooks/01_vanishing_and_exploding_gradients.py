@@ -41,6 +41,19 @@
 # because the section on time steps uses its tape.
 
 # %% tags=["hide-output"]
+# In Colab: unpack and install the zip file of the repository, which you have uploaded.
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+if "google.colab" in sys.modules and not os.path.exists("../recipes"):
+    shutil.unpack_archive("keras-training-recipes.zip", "repository")
+    os.chdir(next(pathlib.Path("repository").rglob("notebooks")))
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", ".."], check=True)
+
+# %% tags=["hide-output"]
 import os
 
 os.environ["KERAS_BACKEND"] = "tensorflow"

@@ -24,6 +24,19 @@
 # `QUICK=1` in the environment runs everything in seconds, on drawn garments.
 
 # %% tags=["hide-output"]
+# In Colab: unpack and install the zip file of the repository, which you have uploaded.
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+if "google.colab" in sys.modules and not os.path.exists("../recipes"):
+    shutil.unpack_archive("keras-training-recipes.zip", "repository")
+    os.chdir(next(pathlib.Path("repository").rglob("notebooks")))
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", ".."], check=True)
+
+# %% tags=["hide-output"]
 import os
 import pathlib
 import time
@@ -603,7 +616,7 @@ speed.round(4)
 #   an error bar.
 #
 # One network and one seed here; the same scores over several seeds are in
-# [the README](../README.md).
+# [the results](../docs/results.md#what-mc-dropout-is-good-for).
 #
 # Reference: Géron, *Hands-On Machine Learning*, 3rd edition, chapter 11; Gal, Ghahramani,
 # [Dropout as a Bayesian Approximation](https://arxiv.org/abs/1506.02142), 2016; Guo et

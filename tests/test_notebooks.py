@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -38,6 +39,32 @@ def test_notebook_was_executed_in_order_and_is_small(script):
         assert cell["execution_count"] == (None if hidden else number)
     assert path.stat().st_size < 400_000
     assert str(FOLDER.parent) not in path.read_text()
+
+
+def test_the_first_cell_installs_the_zip_file_in_colab_alone(monkeypatch, tmp_path):
+    first, *others = [
+        next(
+            cell.source
+            for cell in jupytext.read(script).cells
+            if cell.cell_type == "code"
+        )
+        for script in SCRIPTS
+    ]
+    assert all(other == first for other in others)
+    asked = []
+    monkeypatch.setattr(subprocess, "run", lambda command, check: asked.append(command))
+    monkeypatch.chdir(tmp_path)
+    exec(first, {})
+    assert not asked
+    # As a host packs it, in a folder of its own.
+    (tmp_path / "packed" / "main" / "notebooks").mkdir(parents=True)
+    (tmp_path / "packed" / "main" / "recipes").mkdir()
+    shutil.make_archive("keras-training-recipes", "zip", "packed")
+    monkeypatch.setitem(sys.modules, "google.colab", sys)
+    for _ in range(2):  # run again, it does nothing
+        exec(first, {})
+    assert asked == [[sys.executable, "-m", "pip", "install", "-q", ".."]]
+    assert pathlib.Path("../recipes").is_dir()
 
 
 @pytest.mark.parametrize(
