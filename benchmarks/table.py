@@ -12,6 +12,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import chapter_table  # noqa: E402
+import chinese  # noqa: E402
 import mc_dropout_speed  # noqa: E402
 import structures  # noqa: E402
 import training_speed  # noqa: E402
@@ -19,8 +20,13 @@ import transfer  # noqa: E402
 
 import train  # noqa: E402
 
-# The pages with tables.
-PAGES = [ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "runs.md"]
+# The pages with tables, and what is done to these there.
+PAGES = {
+    ROOT / "README.md": str,
+    ROOT / "README.zh-CN.md": chinese.translated,
+    ROOT / "docs" / "results.md": str,
+    ROOT / "docs" / "runs.md": str,
+}
 RESULTS = ROOT / "benchmarks" / "results"
 # Of the columns of chapter.csv, by their prefix.
 CHAPTER_IMAGES = {
@@ -586,7 +592,7 @@ TABLES = {
 }
 
 
-def rendered(page):
+def rendered(page, translate=str):
     """The page's text with its tables as the code and the results say."""
 
     def block(match):
@@ -598,13 +604,13 @@ def rendered(page):
             return begin + old + end
         # 4e72448 is a commit, not a number.
         rows = pd.read_csv(RESULTS / file, dtype={"commit": str})
-        return f"{begin}{render(rows)}\n{end}"
+        return f"{begin}{translate(render(rows))}\n{end}"
 
     blocks = r"(<!-- (.+?) -->\n)(.*?)(<!-- end of \2 -->)"
     return re.sub(blocks, block, page, flags=re.DOTALL)
 
 
 if __name__ == "__main__":
-    for path in PAGES:
-        text = rendered(path.read_text(encoding="utf-8"))
+    for path, translate in PAGES.items():
+        text = rendered(path.read_text(encoding="utf-8"), translate)
         path.write_text(text, encoding="utf-8", newline="\n")

@@ -1,4 +1,4 @@
-"""What the README and the pages behind it say is so."""
+"""What the README and the pages behind it say is so, in both languages."""
 
 import pathlib
 import re
@@ -8,27 +8,61 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import chinese  # noqa: E402
 import table  # noqa: E402
 
 PAGES = {path: path.read_text(encoding="utf-8") for path in table.PAGES}
+README, CHINESE = PAGES[ROOT / "README.md"], PAGES[ROOT / "README.zh-CN.md"]
+BLOCKS = r"<!-- (?!end)(.+?) -->\n(.*?)<!-- end"
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_tables_are_what_the_code_and_the_results_say(path):
-    assert table.rendered(PAGES[path]) == PAGES[path]
+    assert table.rendered(PAGES[path], table.PAGES[path]) == PAGES[path]
 
 
 def test_each_table_stands_on_one_page():
-    text = "".join(PAGES.values())
+    text = "".join(PAGES.values()).replace(CHINESE, "")
     for name in ("list of runs", *table.TABLES):
         assert text.count(f"<!-- {name} -->\n") == 1, name
 
 
-def test_no_placeholder_is_left():
-    assert set(re.findall(r"\b[A-Z]+_[A-Z]+\b", README)) == {"KERAS_BACKEND"}
+def test_heads_of_the_chinese_tables_are_chinese():
+    assert (
+        chinese.translated("| run | seeds | a: b |") == "| 训练方案 | 种子数 | a: b |"
+    )
+    assert chinese.translated("| **no**: run |") == "| **否**: run |"
+    for name, text in re.findall(BLOCKS, CHINESE, re.S):
+        for head in re.findall(r"^\| (.+) \|\n\|---", text, re.M):
+            assert set(head.split(" | ")) <= set(chinese.WORDS.values()), name
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"^(#+) ",
+        r"^```\w*\n.*?^```$",  # less comments
+        r"\]\(([^)#]+(?:#[^)]+)?)\)",  # of other pages
+        r"^\|",  # of tables
+        r"<!-- .+? -->",
+    ],
+    ids=["headings", "commands", "links", "rows", "tables"],
+)
+def test_both_languages_have_the_same(pattern):
+    found = []
+    for text in (README, CHINESE):
+        text = re.sub(r"^.*README\.(zh-CN\.)?md.*$", "", text, flags=re.M)
+        text = re.sub(r" +# .*$", "", text, flags=re.M)
+        found.append(re.findall(pattern, text, re.S | re.M))
+    assert found[0] == found[1]
+    assert found[0]
+
+
+@pytest.mark.parametrize("text", [README, CHINESE], ids=["English", "Chinese"])
+def test_no_placeholder_is_left(text):
+    assert set(re.findall(r"\b[A-Z]+_[A-Z]+\b", text)) == {"KERAS_BACKEND"}
 
 
 def test_python_examples_run(tmp_path):
