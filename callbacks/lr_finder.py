@@ -163,10 +163,10 @@ class LRFinder:
         divergence_factor: float = 2.0,
         seed: int = 0,
     ):
-        self.min_learning_rate = _within(
+        self.min_learning_rate = _number_from_to(
             "min_learning_rate", min_learning_rate, *_FLOAT32
         )
-        self.max_learning_rate = _within(
+        self.max_learning_rate = _number_from_to(
             "max_learning_rate", max_learning_rate, *_FLOAT32
         )
         if not self.min_learning_rate < self.max_learning_rate:
@@ -180,15 +180,17 @@ class LRFinder:
                 f"Received: num_steps={num_steps}, epochs={epochs}"
             )
         if epochs is not None:
-            epochs = _within("epochs", epochs, 1, 1e9, whole=True)
+            epochs = _number_from_to("epochs", epochs, 1, 1e9, whole=True)
         elif num_steps is None:
             num_steps = 400
         else:
-            num_steps = _within("num_steps", num_steps, 10, 1e9, whole=True)
+            num_steps = _number_from_to("num_steps", num_steps, 10, 1e9, whole=True)
         self.num_steps, self.epochs = num_steps, epochs
-        self.smoothing = _within("smoothing", smoothing, 0, 0.999)
-        self.divergence_factor = _within("divergence_factor", divergence_factor, 1, 1e9)
-        self.seed = _within("seed", seed, 0, 2**63, whole=True)
+        self.smoothing = _number_from_to("smoothing", smoothing, 0, 0.999)
+        self.divergence_factor = _number_from_to(
+            "divergence_factor", divergence_factor, 1, 1e9
+        )
+        self.seed = _number_from_to("seed", seed, 0, 2**63, whole=True)
         self._forget()
 
     def run(
@@ -424,7 +426,7 @@ def _batches_from(x, y, sample_weight, batch_size, seed):
             )
         (num_rows,) = lengths
         batch_size = 32 if batch_size is None else batch_size
-        batch_size = _within("batch_size", batch_size, 1, 1e9, whole=True)
+        batch_size = _number_from_to("batch_size", batch_size, 1, 1e9, whole=True)
         batches = _batches_of_rows(data, num_rows, batch_size, rng)
         return batches, math.ceil(num_rows / batch_size)
     is_py_dataset = isinstance(x, keras.utils.PyDataset)
@@ -549,13 +551,9 @@ def _remember(owner):
     return restore
 
 
-def _within(name, value, least, most, *, whole=False):
-    """Return `value` as a Python number if it is one from `least` to `most`."""
+def _number_from_to(name, value, least, most, *, whole=False):
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not (is_number and least <= value <= most) or (whole and value != int(value)):
-        kind = "whole number" if whole else "number"
-        raise ValueError(
-            f"`{name}` must be a {kind} from {least:g} to {most:g}. "
-            f"Received: {name}={value!r}"
-        )
+        kind = f"a {'whole ' if whole else ''}number from {least:g} to {most:g}"
+        raise ValueError(f"`{name}` must be {kind}. Received: {name}={value!r}")
     return int(value) if whole else float(value)

@@ -93,8 +93,8 @@ class _Monitor(keras.callbacks.Callback):
         self._earlier_epochs = 0
         if not self._restored:
             self._epoch, self._rows = 0, []
-        function = self._probe
-        self._compiled_probe = function if self.model.run_eagerly else _fast(function)
+        probe = self._probe
+        self._compiled_probe = probe if self.model.run_eagerly else _compiled(probe)
 
     def on_epoch_begin(self, epoch, logs=None):
         """Read the model before the first epoch of the run."""
@@ -516,14 +516,7 @@ def _length(x):
 def _gradients_of(function, values):
     """Return the gradients of a function of a list of tensors for each of them."""
     if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        with tf.GradientTape() as tape:
-            tape.watch(values)
-            result = function(values)
-        gradients = tape.gradient(result, values, unconnected_gradients="zero")
-        # An embedding's is a list of rows, of which several may be the same row's.
-        return [tf.convert_to_tensor(gradient) for gradient in gradients]
+        return _gradients_by_tape(function, values)
     if keras.backend.backend() == "jax":
         import jax
 
@@ -534,8 +527,19 @@ def _gradients_of(function, values):
     )
 
 
-def _fast(function):
-    """Return the function, compiled where the backend can."""
+def _gradients_by_tape(function, values):
+    import tensorflow as tf
+
+    with tf.GradientTape() as tape:
+        tape.watch(values)
+        result = function(values)
+    gradients = tape.gradient(result, values, unconnected_gradients="zero")
+    # An embedding's is a list of rows, of which several may be the same row's.
+    return [tf.convert_to_tensor(gradient) for gradient in gradients]
+
+
+def _compiled(function):
+    """Return the function, compiled where the backend does so."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 

@@ -134,10 +134,15 @@ class NonFiniteGuard(keras.callbacks.Callback):
                 '`policy` must be "rollback", "skip" or "stop". '
                 f"Received: policy={policy!r}"
             )
+        if not isinstance(factor, numbers.Real) or not 0 < factor < 1:
+            raise ValueError(
+                "`factor` must be a number between 0 and 1. "
+                f"Received: factor={factor!r}"
+            )
         if not isinstance(verbose, int) or verbose not in (0, 1):
             raise ValueError(f"`verbose` must be 0 or 1. Received: verbose={verbose!r}")
         self.policy = policy
-        self.factor = _number_between("factor", factor, 0, 1)
+        self.factor = float(factor)
         self.patience = _positive_integer("patience", patience)
         self.every_steps = _positive_integer("every_steps", every_steps)
         self.verbose = verbose
@@ -166,6 +171,7 @@ class NonFiniteGuard(keras.callbacks.Callback):
             self.set_state({"events": [], "in_a_row": 0})
         self._restored = False
         self._thread = threading.get_ident()
+        # One call in each step instead of one for each variable.
         self._copies_of = _compiled(_copies_of)
         self._sum_of_all = _compiled(_sum_of_all)
 
@@ -323,7 +329,7 @@ def _sum_of_all(values):
 
 
 def _compiled(function):
-    """Return the function, compiled where the backend does so: one call, not dozens."""
+    """Return the function, compiled where the backend does so."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -364,16 +370,6 @@ def _set_by_callbacks(optimizer):
     return _settable_rates(optimizer) + [
         m for m in momenta if isinstance(m, keras.Variable)
     ]
-
-
-def _number_between(name, value, low, high):
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not (is_number and low < value < high):
-        raise ValueError(
-            f"`{name}` must be a number between {low} and {high}. "
-            f"Received: {name}={value!r}"
-        )
-    return float(value)
 
 
 def _positive_integer(name, value):

@@ -522,18 +522,23 @@ def _gradients(function, values):
     """Gradients of the number `function(values)` by each of the tensors `values`."""
     backend = keras.backend.backend()
     if backend == "tensorflow":
-        import tensorflow as tf
-
-        with tf.GradientTape() as tape:
-            tape.watch(values)
-            result = function(values)
-        gradients = tape.gradient(result, values, unconnected_gradients="zero")
-        return [tf.convert_to_tensor(gradient) for gradient in gradients]
+        return _gradients_by_tape(function, values)
     if backend == "jax":
         import jax
 
         return jax.grad(function)(values)
     raise ValueError(f"Gradients need TensorFlow or JAX. Received: backend={backend!r}")
+
+
+def _gradients_by_tape(function, values):
+    import tensorflow as tf
+
+    with tf.GradientTape() as tape:
+        tape.watch(values)
+        result = function(values)
+    gradients = tape.gradient(result, values, unconnected_gradients="zero")
+    # An embedding's is a list of rows, of which several may be the same row's.
+    return [tf.convert_to_tensor(gradient) for gradient in gradients]
 
 
 # --- signals and gradients of each layer
@@ -1491,9 +1496,6 @@ def _refuse_rounding(loss_of, weights, gradients):
 def _number_from_to(name, value, least, most, *, whole=False):
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not (is_number and least <= value <= most) or (whole and value != int(value)):
-        kind = "whole number" if whole else "number"
-        raise ValueError(
-            f"`{name}` must be a {kind} from {least:g} to {most:g}. "
-            f"Received: {name}={value!r}"
-        )
+        kind = f"a {'whole ' if whole else ''}number from {least:g} to {most:g}"
+        raise ValueError(f"`{name}` must be {kind}. Received: {name}={value!r}")
     return int(value) if whole else float(value)

@@ -244,8 +244,8 @@ def lsuv(model, x, *, target_std=1.0, tolerance=0.1):
     """
     import pandas
 
-    target_std = _check_between("target_std", target_std, 1e-6, 1e6)
-    tolerance = _check_between("tolerance", tolerance, 0.0, 1.0)
+    target_std = _number_between("target_std", target_std, 1e-6, 1e6)
+    tolerance = _number_between("tolerance", tolerance, 0.0, 1.0)
     layers = _layers_to_scale(model)
     try:
         model(x, training=False)
@@ -415,11 +415,11 @@ def _deviation(outputs):
         return float(np.std(outputs, dtype="float64"))
 
 
-def _check_between(name, value, low, high):
+def _number_between(name, value, low, high):
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not (is_number and low < value < high):
         raise ValueError(
-            f"`{name}` must be a number above {low} and below {high}. "
+            f"`{name}` must be a number between {low} and {high}. "
             f"Received: {name}={value!r}"
         )
     return float(value)

@@ -97,7 +97,7 @@ def reuse(model, *, drop_last=1, head):
             what a clone would lose (a vocabulary, weights that its layers' configs
             do not make), cannot be cut there, or `head` is not made of new layers.
     """
-    is_plain = type(model).__module__.startswith("keras.") and _is_nested(model)
+    is_plain = type(model).__module__.startswith("keras.") and _is_graph(model)
     if not is_plain or not model.built:
         raise ValueError(
             "`model` must be a built Sequential or Functional model, not subclassed. "
@@ -114,7 +114,7 @@ def reuse(model, *, drop_last=1, head):
 
     def copy_of(layer):
         if id(layer) not in copies:
-            nested = _is_nested(layer)
+            nested = _is_graph(layer)
             copy = _cloned(layer, copy_of) if nested else _copy_of_layer(layer)
             copies[id(layer)] = copy
         return copies[id(layer)]
@@ -131,7 +131,7 @@ def reuse(model, *, drop_last=1, head):
         result = keras.Model(body.input, outputs)
     for layer in kept:
         for leaf in _with_nested(layer):
-            if not _is_nested(leaf):
+            if not _is_graph(leaf):
                 _copy_state(leaf, copy_of(leaf))
     return result
 
@@ -274,7 +274,7 @@ def _switch(layer, trainable):
         part.trainable = trainable
 
 
-def _is_nested(layer):
+def _is_graph(layer):
     return isinstance(layer, keras.Sequential) or (
         isinstance(layer, keras.Model) and hasattr(layer, "outputs")
     )
@@ -283,7 +283,7 @@ def _is_nested(layer):
 def _with_nested(layer):
     """Yield a layer and, if it is a nested model, all that it holds."""
     yield layer
-    for inner in layer.layers if _is_nested(layer) else ():
+    for inner in layer.layers if _is_graph(layer) else ():
         yield from _with_nested(inner)
 
 
@@ -296,7 +296,7 @@ def _layers_before(model, until):
         name = until if isinstance(until, str) else None
         found = [layer for layer in order if until is layer or name == layer.name]
     before = order[: order.index(found[0])] if len(found) == 1 else []
-    before = [layer for layer in before if not _is_nested(layer)]
+    before = [layer for layer in before if not _is_graph(layer)]
     if not any(layer.weights for layer in before):
         raise ValueError(
             "`until` must be one layer of the model, its name or its index in "
