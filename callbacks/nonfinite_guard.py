@@ -147,6 +147,7 @@ class NonFiniteGuard(keras.callbacks.Callback):
         self.every_steps = _positive_integer("every_steps", every_steps)
         self.verbose = verbose
         self.events = []
+        self._in_a_row = 0
         self._restored = False
 
     def on_train_begin(self, logs=None):
@@ -168,7 +169,8 @@ class NonFiniteGuard(keras.callbacks.Callback):
                 'it with a number, or choose "skip". Received: policy="rollback"'
             )
         if not self._restored:
-            self.set_state({"events": [], "in_a_row": 0})
+            self.events = []
+            self._in_a_row = 0
         self._restored = False
         self._thread = threading.get_ident()
         # One call in each step instead of one for each variable.
@@ -226,11 +228,11 @@ class NonFiniteGuard(keras.callbacks.Callback):
         """Free the copy."""
         self._copies = None
 
-    def get_state(self):
+    def get_state(self) -> dict:
         """Return what a resumed run needs, as a dictionary that JSON can hold."""
         return {"events": list(self.events), "in_a_row": self._in_a_row}
 
-    def set_state(self, state):
+    def set_state(self, state: dict):
         """Go on in the next fit where the run that gave `state` stopped."""
         if not isinstance(state, dict) or state.keys() != {"events", "in_a_row"}:
             raise ValueError(

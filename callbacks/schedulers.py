@@ -63,11 +63,11 @@ class _Scheduler:
         self._own = {}  # what this callback has set in this fit, by name
         self._warned = False
 
-    def get_state(self):
+    def get_state(self) -> dict:
         """Return what a resumed run needs, as a dictionary that JSON can hold."""
         return {"epoch": self._epoch}
 
-    def set_state(self, state):
+    def set_state(self, state: dict):
         """Go on in the next fit where the run that gave `state` stopped.
 
         An `initial_epoch` given to that fit counts; without one, its first epoch is

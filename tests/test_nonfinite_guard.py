@@ -368,6 +368,13 @@ def test_a_second_fit_starts_afresh_and_a_good_one_has_an_empty_table(capsys):
     assert watch.to_frame().columns.tolist() == columns and watch.to_frame().empty
 
 
+def test_the_state_of_a_guard_that_has_seen_nothing_can_be_taken():
+    state = NonFiniteGuard().get_state()
+    other = NonFiniteGuard()
+    other.set_state(state)
+    assert other.get_state() == state
+
+
 # errors
 
 
