@@ -167,15 +167,15 @@ class PowerScheduler(_FormulaScheduler):
         0.05
 
     Args:
-        initial_learning_rate: rate at position 0, positive; the optimizer's own rate
+        initial_learning_rate: Rate at position 0, positive; the optimizer's own rate
             is overwritten.
-        decay_epochs: epochs until 1 + p/s is two, positive, not necessarily whole.
-        power: exponent c, positive. 1 is the classic inverse-time decay.
+        decay_epochs: Epochs until 1 + p/s is two, positive, not necessarily whole.
+        power: Exponent c, positive. 1 is the classic inverse-time decay.
         per: "epoch", one rate for the whole epoch, or "step", where p grows with every
             batch.
 
     Raises:
-        ValueError: an argument is not a positive finite number, or `per` is neither.
+        ValueError: An argument is not a positive finite number, or `per` is neither.
 
     Reference: Herbert Robbins, Sutton Monro, "A Stochastic Approximation Method",
         1951, https://doi.org/10.1214/aoms/1177729586
@@ -218,15 +218,15 @@ class ExponentialScheduler(_FormulaScheduler):
         0.01
 
     Args:
-        initial_learning_rate: rate at position 0, positive; the optimizer's own rate
+        initial_learning_rate: Rate at position 0, positive; the optimizer's own rate
             is overwritten.
-        decay_epochs: epochs per factor, positive, not necessarily whole.
-        factor: in (0, 1]. A tenth: `decay_epochs` is then the epochs per decade.
+        decay_epochs: Epochs per factor, positive, not necessarily whole.
+        factor: In (0, 1]. A tenth: `decay_epochs` is then the epochs per decade.
         per: "epoch", one rate for the whole epoch, or "step", where p grows with every
             batch.
 
     Raises:
-        ValueError: an argument is not a positive finite number, `factor` > 1, or `per`
+        ValueError: An argument is not a positive finite number, `factor` > 1, or `per`
             is neither.
     """
 
@@ -267,13 +267,13 @@ class PiecewiseScheduler(_FormulaScheduler):
         [0.01, 0.005, 0.005, 0.001]
 
     Args:
-        boundaries_epochs: epochs at which the rate changes, 0 or more, increasing;
+        boundaries_epochs: Epochs at which the rate changes, 0 or more, increasing;
             with per="epoch" whole, with per="step" also fractions.
-        values: the rates, positive, one more than there are boundaries.
+        values: The rates, positive, one more than there are boundaries.
         per: "epoch" or "step": whether the rate may change inside an epoch.
 
     Raises:
-        ValueError: a value is not a positive finite number, boundaries do not increase
+        ValueError: A value is not a positive finite number, boundaries do not increase
             or are not whole where they must, or the lengths do not fit.
     """
 
@@ -343,10 +343,10 @@ class OneCycleScheduler(_FormulaScheduler):
     ```
 
     Args:
-        schedule: function from the step to the rate, such as
+        schedule: Function from the step to the rate, such as
             `recipes.schedules.OneCycle`, whose method `momentum` gives the momentum.
             One that takes arrays of steps, too, is called once for each epoch.
-        cycle_momentum: whether to set the momentum, too. If not, `schedule` needs no
+        cycle_momentum: Whether to set the momentum, too. If not, `schedule` needs no
             such method.
 
     Raises:
@@ -447,21 +447,21 @@ class PlateauScheduler(_Scheduler, keras.callbacks.ReduceLROnPlateau):
     ```
 
     Args:
-        monitor: name of the quantity, as in the logs.
-        factor: what a cut multiplies the rate by, between 0 and 1.
-        patience: epochs without improvement before a cut, 0 or more.
+        monitor: Name of the quantity, as in the logs.
+        factor: What a cut multiplies the rate by, between 0 and 1.
+        patience: Epochs without improvement before a cut, 0 or more.
         verbose: 1 prints a line at each cut.
         mode: "min", "max", or "auto" to tell from the name.
-        min_delta: change that counts as improvement, 0 or more.
-        cooldown: epochs after a cut in which none are counted, 0 or more.
-        min_lr: the lowest rate, 0 or more.
-        schedule: function from the epoch to the rate before cuts, such as the
+        min_delta: Change that counts as improvement, 0 or more.
+        cooldown: Epochs after a cut in which none are counted, 0 or more.
+        min_lr: The lowest rate, 0 or more.
+        schedule: Function from the epoch to the rate before cuts, such as the
             `rate_at` of another scheduler of this file.
 
     Raises:
-        ValueError: an argument is out of its range, at the first epoch's end `monitor`
+        ValueError: An argument is out of its range, at the first epoch's end `monitor`
             is not in the logs, or `schedule` returns no finite number, 0 or more.
-        TypeError: at the start of training, the optimizer's rate is not settable.
+        TypeError: At the start of training, the optimizer's rate is not settable.
     """
 
     def __init__(

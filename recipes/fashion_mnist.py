@@ -195,6 +195,7 @@ def draw_garments(num_samples, *, seed=0):
     are lighter or darker than the cloth by chance, so a linear model is clearly beaten.
 
     Example:
+
     ```python
     from recipes.fashion_mnist import draw_garments
 

@@ -17,6 +17,7 @@ second a list of all that it must leave alone.
 ```python
 import keras
 import numpy as np
+
 from recipes.initializers import initializer_for, lsuv
 
 model = keras.Sequential([keras.Input((28, 28, 1))])
@@ -146,8 +147,11 @@ def initializer_for(activation, *, kernel="dense", distribution="normal", seed=N
     fan_in is the number of inputs one output is summed from, fan_out the number of
     outputs one input enters, both away from the border and at stride 1.
 
+    Example:
+
     ```python
     import keras
+
     from recipes.initializers import initializer_for
 
     start = initializer_for(keras.layers.LeakyReLU(0.5), distribution="uniform")
@@ -155,7 +159,7 @@ def initializer_for(activation, *, kernel="dense", distribution="normal", seed=N
     ```
 
     Args:
-        activation: what follows the kernel: `None` (linear), a name, a function of
+        activation: What follows the kernel: `None` (linear), a name, a function of
             `keras.activations` or `keras.ops`, or an activation layer, whose slope is
             read. A PReLU counts with the root mean square of its initial slopes.
         kernel: `"dense"`, also for ordinary and pointwise convolutions;
@@ -168,14 +172,14 @@ def initializer_for(activation, *, kernel="dense", distribution="normal", seed=N
             variance there, too.
         distribution: `"normal"` (cut at two deviations, the variance made good) or
             `"uniform"`; the variance is the same.
-        seed: an integer from 0 to 2^32 - 1 for the same values at every call, a
+        seed: An integer from 0 to 2^32 - 1 for the same values at every call, a
             `keras.random.SeedGenerator`, or `None` for a new seed.
 
     Returns:
         A new `keras.initializers.VarianceScaling`.
 
     Raises:
-        ValueError: if the activation is not one of Keras's, or another argument is not
+        ValueError: If the activation is not one of Keras's, or another argument is not
             one of those listed.
     """
     scheme, slope = _scheme_and_slope(activation)
@@ -214,9 +218,12 @@ def lsuv(model, x, *, target_std=1.0, tolerance=0.1):
     The model runs as it predicts: dropout off, batch normalization with its moving
     statistics. Nothing in it changes but those kernels. Frozen layers keep theirs.
 
+    Example:
+
     ```python
     import keras
     import numpy as np
+
     from recipes.initializers import lsuv
 
     deep = [keras.layers.Dense(16, activation="gelu") for _ in range(5)]
@@ -225,10 +232,10 @@ def lsuv(model, x, *, target_std=1.0, tolerance=0.1):
     ```
 
     Args:
-        model: a built Sequential or Functional model, which may be nested, whose
+        model: A built Sequential or Functional model, which may be nested, whose
             trainable kernels are those of Dense, Conv1D, Conv2D and Conv3D layers,
             each called once.
-        x: one batch as the model takes it, some hundred inputs. It runs at once.
+        x: One batch as the model takes it, some hundred inputs. It runs at once.
         target_std: s, above 0.
         tolerance: t, above 0 and below 1. The paper's 0.1 bounds the variance.
 
@@ -237,7 +244,7 @@ def lsuv(model, x, *, target_std=1.0, tolerance=0.1):
         std(z) `before`, with the weights the model had, and `after`.
 
     Raises:
-        ValueError: if an argument is out of its range, the model is unbuilt,
+        ValueError: If an argument is out of its range, the model is unbuilt,
             subclassed or has other trainable weights, a layer is called more than
             once, or has outputs that cannot be scaled: without variance on `x`, not
             finite, or ruled by biases. The model is then as it was.

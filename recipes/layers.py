@@ -75,23 +75,26 @@ class Maxout(layers.Layer):
 
     y_u = max over k of (w_uk x + b_uk), for unit u and k = 1 ... `num_pieces`.
 
+    Example:
+
     ```python
     import numpy as np
+
     from recipes.layers import Maxout
 
     print(Maxout(10, 3)(np.ones((2, 4))).shape)  # (2, 10)
     ```
 
     Args:
-        units: number of outputs, 1 or more.
-        num_pieces: affine functions per unit, 2 or more; 2 to 5 are usual.
-        kernel_initializer: of all pieces. LeCun keeps the mean square of the signal
+        units: Number of outputs, 1 or more.
+        num_pieces: Affine functions per unit, 2 or more; 2 to 5 are usual.
+        kernel_initializer: Of all pieces. LeCun keeps the mean square of the signal
             for two pieces; 3, 4 and 5 multiply it by 1.28, 1.55 and 1.80.
-        kernel_regularizer: penalty on the weights, or `None`.
-        kernel_constraint: usually max-norm, which the paper trains with, or `None`.
+        kernel_regularizer: Penalty on the weights, or `None`.
+        kernel_constraint: Usually max-norm, which the paper trains with, or `None`.
 
     Raises:
-        ValueError: if `units` or `num_pieces` is not an integer in its range.
+        ValueError: If `units` or `num_pieces` is not an integer in its range.
     """
 
     def __init__(
@@ -151,8 +154,11 @@ class HighwayDense(layers.Layer):
     another width than `units`, P x with a learned matrix P takes the place of x in the
     second term.
 
+    Example:
+
     ```python
     import keras
+
     from recipes.layers import HighwayDense
 
     model = keras.Sequential([keras.Input((64,))])
@@ -161,16 +167,16 @@ class HighwayDense(layers.Layer):
     ```
 
     Args:
-        units: number of outputs, 1 or more.
+        units: Number of outputs, 1 or more.
         activation: f, as in `dense_block`.
-        gate_bias: initial b', any finite number. At -2 the gate lets 12 percent of
+        gate_bias: Initial b', any finite number. At -2 the gate lets 12 percent of
             H(x) through, which suits ten to twenty layers; the paper names -1 and -3.
-        kernel_initializer: of W; `None` suits the activation. W' and P have Glorot.
-        kernel_regularizer: penalty on W, W' and P, or `None`.
-        kernel_constraint: constraint of W, W' and P, or `None`.
+        kernel_initializer: Of W; `None` suits the activation. W' and P have Glorot.
+        kernel_regularizer: Penalty on W, W' and P, or `None`.
+        kernel_constraint: Constraint of W, W' and P, or `None`.
 
     Raises:
-        ValueError: if an argument is not one of those listed.
+        ValueError: If an argument is not one of those listed.
     """
 
     def __init__(
@@ -244,8 +250,11 @@ class ResidualDense(layers.Layer):
     y = F(x) + x, where F(x) = W2 f(W1 x + b1) + b2 with the activation f. Where the
     inputs have another width than `units`, y = F(x) + P x with a learned matrix P.
 
+    Example:
+
     ```python
     import keras
+
     from recipes.layers import ResidualDense
 
     model = keras.Sequential([keras.Input((64,))])
@@ -254,14 +263,14 @@ class ResidualDense(layers.Layer):
     ```
 
     Args:
-        units: number of outputs, and of hidden units, 1 or more.
+        units: Number of outputs, and of hidden units, 1 or more.
         activation: f, as in `dense_block`.
-        kernel_initializer: of W1; `None` suits the activation. W2 is zero, P Glorot.
-        kernel_regularizer: penalty on W1, W2 and P, or `None`.
-        kernel_constraint: constraint of W1, W2 and P, or `None`.
+        kernel_initializer: Of W1; `None` suits the activation. W2 is zero, P Glorot.
+        kernel_regularizer: Penalty on W1, W2 and P, or `None`.
+        kernel_constraint: Constraint of W1, W2 and P, or `None`.
 
     Raises:
-        ValueError: if an argument is not one of those listed.
+        ValueError: If an argument is not one of those listed.
 
     Reference: Zhang, Dauphin, Ma, "Fixup Initialization: Residual Learning Without
     Normalization", 2019, https://arxiv.org/abs/1901.09321 (the zeros)
@@ -333,8 +342,11 @@ class ResidualConv2D(layers.Layer):
     normalizations N1 and N2 in the place of biases, and the activation f. Where strides
     or channels differ, N3(W3 * x) with a 1 x 1 convolution takes the place of x.
 
+    Example:
+
     ```python
     import keras
+
     from recipes.layers import ResidualConv2D
 
     model = keras.Sequential([keras.Input((28, 28, 1)), keras.layers.Conv2D(8, 3)])
@@ -344,17 +356,17 @@ class ResidualConv2D(layers.Layer):
     ```
 
     Args:
-        filters: number of output channels, 1 or more.
+        filters: Number of output channels, 1 or more.
         activation: f, as in `dense_block`.
-        kernel_size: height and width of W1 and W2, one integer or two.
-        strides: steps of W1 and W3 along height and width, one integer or two. The
+        kernel_size: Height and width of W1 and W2, one integer or two.
+        strides: Steps of W1 and W3 along height and width, one integer or two. The
             outputs have a size of ceil(size / strides).
-        kernel_initializer: of W1; `None` suits the activation. W2 and W3 have Glorot.
-        kernel_regularizer: penalty on W1, W2 and W3, or `None`.
-        kernel_constraint: constraint of W1, W2 and W3, or `None`.
+        kernel_initializer: Of W1; `None` suits the activation. W2 and W3 have Glorot.
+        kernel_regularizer: Penalty on W1, W2 and W3, or `None`.
+        kernel_constraint: Constraint of W1, W2 and W3, or `None`.
 
     Raises:
-        ValueError: if an argument is not one of those listed.
+        ValueError: If an argument is not one of those listed.
 
     Reference: Goyal et al., "Accurate, Large Minibatch SGD", 2017,
     https://arxiv.org/abs/1706.02677 (the zeros)
@@ -455,8 +467,11 @@ def dense_block(
     the batch, layer normalization each input over its units; both then scale and shift
     by learned numbers. Before the activation the shift takes the place of b.
 
+    Example:
+
     ```python
     import keras
+
     from recipes.layers import dense_block
 
     model = keras.Sequential([keras.Input((64,)), *dense_block(32, "relu")])
@@ -471,23 +486,23 @@ def dense_block(
     ```
 
     Args:
-        units: number of outputs, 1 or more.
-        activation: a name (`"sigmoid"`, `"tanh"`, `"relu"`, `"leaky_relu"` with slope
+        units: Number of outputs, 1 or more.
+        activation: A name (`"sigmoid"`, `"tanh"`, `"relu"`, `"leaky_relu"` with slope
             0.2, `"elu"`, `"selu"`, `"gelu"`, `"swish"`, `"mish"` and the others of
             `keras.activations`; `"prelu"`, one learned slope per unit; `"maxout"`, two
             pieces), a function, an activation layer, which is copied, such as
             `keras.layers.LeakyReLU(0.1)` or `MaxPieces(3)`, or `None`: linear.
         normalization: `"batch"`, `"layer"` or `None`. Layer normalization for small
             batches; batch normalization elsewhere.
-        position: of the normalization, `"before"` or `"after"` the activation.
-        kernel_initializer: of W. `None` suits the activation: He for ReLU and its kin,
+        position: Of the normalization, `"before"` or `"after"` the activation.
+        kernel_initializer: Of W. `None` suits the activation: He for ReLU and its kin,
             LeCun for SELU and maxout, Glorot for the others.
 
     Returns:
         A list of two or three new layers, to be called one after the other.
 
     Raises:
-        ValueError: if an argument is not one of those listed.
+        ValueError: If an argument is not one of those listed.
     """
     units = _checked_count("units", units)
     _checked_word("normalization", normalization, (None, *_NORMALIZATIONS))
@@ -509,18 +524,21 @@ class MaxPieces(layers.Layer):
     For maxout after something else than a Dense layer: a convolution, a normalization.
     Of n outputs, output u is the largest of the inputs u, u + n, u + 2n ...
 
+    Example:
+
     ```python
     import numpy as np
+
     from recipes.layers import MaxPieces
 
     print(MaxPieces(2)(np.array([[1.0, 5.0, 3.0, 4.0]])))  # [[3., 5.]]
     ```
 
     Args:
-        num_pieces: values per unit, 2 or more.
+        num_pieces: Values per unit, 2 or more.
 
     Raises:
-        ValueError: if `num_pieces` is not an integer above 1, or, when called, does not
+        ValueError: If `num_pieces` is not an integer above 1, or, when called, does not
             divide the number of inputs.
     """
 
@@ -560,8 +578,11 @@ class UnitPReLU(layers.PReLU):
 
     f(z) = z where z > 0, and a_u z elsewhere, with the slope a_u of unit u, first 0.
 
+    Example:
+
     ```python
     import numpy as np
+
     from recipes.layers import UnitPReLU
 
     layer = UnitPReLU(alpha_initializer="ones")
@@ -569,7 +590,7 @@ class UnitPReLU(layers.PReLU):
     ```
 
     Args:
-        kwargs: the arguments of `keras.layers.PReLU` but `shared_axes`.
+        kwargs: The arguments of `keras.layers.PReLU` but `shared_axes`.
     """
 
     def build(self, input_shape):

@@ -12,6 +12,7 @@ training=True)` built into a Functional model is silent in `predict` on Keras 3.
 ```python
 import keras
 import numpy as np
+
 from recipes.mc_dropout import MCDropoutPredictor
 
 model = keras.Sequential(
@@ -131,6 +132,7 @@ class MCDropoutPredictor:
     ```python
     import keras
     import numpy as np
+
     from recipes.mc_dropout import MCDropoutPredictor
 
     model = keras.Sequential(

@@ -18,6 +18,7 @@ This file is longer than most: a clone is trusted only if all it cannot do is re
 ```python
 import keras
 import numpy as np
+
 from recipes.regularizers import MaxNorm, project, regularization_table, regularize
 
 x, y = np.random.rand(64, 4), np.random.rand(64, 1)
@@ -104,8 +105,11 @@ class MaxNorm(keras.constraints.Constraint):
     covers the rounding, so that a second application changes no bit (in float16 down to
     r = 1e-4 sqrt(n), where its numbers end). NaN stays NaN, and infinity becomes NaN.
 
+    Example:
+
     ```python
     import numpy as np
+
     from recipes.regularizers import MaxNorm
 
     w = np.array([[3.0, 0.3], [4.0, 0.4]], "float32")
@@ -114,13 +118,13 @@ class MaxNorm(keras.constraints.Constraint):
 
     Args:
         max_value: r, above 0. Usually 1 to 4.
-        axis: axis or axes along which one norm is taken. `None`: all but the last,
+        axis: Axis or axes along which one norm is taken. `None`: all but the last,
             right for Dense, Conv1D/2D/3D and recurrent layers; on a vector, each weight
             for itself. A depthwise 2D kernel needs `(0, 1)`, that of a Conv2DTranspose
             `(0, 1, 3)`, an embedding `1`. `regularize` knows them all.
 
     Raises:
-        ValueError: if `max_value` is not a finite number above 0, `axis` is not made of
+        ValueError: If `max_value` is not a finite number above 0, `axis` is not made of
             distinct integers, or, when called, the weights have no such axis.
     """
 
@@ -181,8 +185,11 @@ def regularize(model, *, l1=0.0, l2=0.0, max_norm=None):
     one gate's unit, or one token's vector. It acts from the first optimizer step on, or
     at once with `project`. What was done shows in `regularization_table`.
 
+    Example:
+
     ```python
     import keras
+
     from recipes.regularizers import regularization_table, regularize
 
     model = keras.Sequential([keras.Input((8, 3)), keras.layers.LSTM(4)])
@@ -190,17 +197,17 @@ def regularize(model, *, l1=0.0, l2=0.0, max_norm=None):
     ```
 
     Args:
-        model: a built Sequential or Functional model. It is not changed.
-        l1: factor of the sum of absolute values, 0 or more.
-        l2: factor of the sum of squares, 0 or more.
-        max_norm: bound of each unit's incoming norm, above 0, or `None`.
+        model: A built Sequential or Functional model. It is not changed.
+        l1: Factor of the sum of absolute values, 0 or more.
+        l2: Factor of the sum of squares, 0 or more.
+        max_norm: Bound of each unit's incoming norm, above 0, or `None`.
 
     Returns:
         A model of the same class with the same weights, trained, adapted and frozen as
         they were, sharing none, not compiled.
 
     Raises:
-        ValueError: if nothing is asked for, a number is out of its range, the model is
+        ValueError: If nothing is asked for, a number is out of its range, the model is
             unbuilt or subclassed, or layers are of another kind or already have what
             is asked for; all of them are listed.
     """
@@ -262,6 +269,7 @@ def project(model):
     ```python
     import keras
     import numpy as np
+
     from recipes.regularizers import MaxNorm, project
 
     layer = keras.layers.Dense(1, kernel_constraint=MaxNorm(0.1))
@@ -273,10 +281,10 @@ def project(model):
     ```
 
     Args:
-        model: a built model of any class.
+        model: A built model of any class.
 
     Raises:
-        ValueError: if the model is not built.
+        ValueError: If the model is not built.
     """
     _check_built(model)
     for variable in model.weights:
@@ -292,9 +300,12 @@ def regularization_table(model):
     along those that the constraint takes. Not for penalties on activations, which
     depend on the data.
 
+    Example:
+
     ```python
     import keras
     import numpy as np
+
     from recipes.regularizers import regularization_table, regularize
 
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
@@ -306,7 +317,7 @@ def regularization_table(model):
     ```
 
     Args:
-        model: a built model of any class; the axes of layers inside subclassed layers
+        model: A built model of any class; the axes of layers inside subclassed layers
             and models are not known.
 
     Returns:
@@ -317,7 +328,7 @@ def regularization_table(model):
         is the constraint's `max_value`, NaN if it has none.
 
     Raises:
-        ValueError: if the model is not built.
+        ValueError: If the model is not built.
     """
     import pandas
 

@@ -76,12 +76,12 @@ class PowerDecay(keras.optimizers.schedules.LearningRateSchedule):
         [0.1, 0.05, 0.033333]
 
     Args:
-        initial_learning_rate: rate at step 0, positive.
-        decay_steps: steps until 1 + t/s is two, positive, not necessarily whole.
-        power: exponent c, positive. 1 is the classic inverse-time decay.
+        initial_learning_rate: Rate at step 0, positive.
+        decay_steps: Steps until 1 + t/s is two, positive, not necessarily whole.
+        power: Exponent c, positive. 1 is the classic inverse-time decay.
 
     Raises:
-        ValueError: an argument is not a positive finite number.
+        ValueError: An argument is not a positive finite number.
 
     Reference: Herbert Robbins, Sutton Monro, "A Stochastic Approximation Method",
         1951, https://doi.org/10.1214/aoms/1177729586
@@ -134,12 +134,12 @@ class Exponential(keras.optimizers.schedules.LearningRateSchedule):
         [0.1, 0.01, 0.001]
 
     Args:
-        initial_learning_rate: rate at step 0, positive.
-        decay_steps: steps per factor, positive, not necessarily whole.
-        factor: in (0, 1]. A tenth: `decay_steps` is then the steps per decade.
+        initial_learning_rate: Rate at step 0, positive.
+        decay_steps: Steps per factor, positive, not necessarily whole.
+        factor: In (0, 1]. A tenth: `decay_steps` is then the steps per decade.
 
     Raises:
-        ValueError: an argument is not a positive finite number, or `factor` > 1.
+        ValueError: An argument is not a positive finite number, or `factor` > 1.
     """
 
     def __init__(
@@ -188,11 +188,11 @@ class Piecewise(keras.optimizers.schedules.LearningRateSchedule):
         [0.1, 0.05, 0.05, 0.01]
 
     Args:
-        boundaries: steps at which the rate changes, whole, not negative, increasing.
-        values: the rates, positive, one more than there are boundaries.
+        boundaries: Steps at which the rate changes, whole, not negative, increasing.
+        values: The rates, positive, one more than there are boundaries.
 
     Raises:
-        ValueError: a value is not a positive finite number, boundaries are not whole
+        ValueError: A value is not a positive finite number, boundaries are not whole
             or do not increase, or the lengths do not fit.
     """
 
@@ -244,20 +244,20 @@ class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
         [0.95, 0.9, 0.85, 0.95]
 
     Args:
-        max_learning_rate: rate at the peak, positive.
-        total_steps: steps of the run, whole, positive.
-        warmup_fraction: part of the run that rises, in [0, 1), with `three_phase` at
+        max_learning_rate: Rate at the peak, positive.
+        total_steps: Steps of the run, whole, positive.
+        warmup_fraction: Part of the run that rises, in [0, 1), with `three_phase` at
             most 0.5.
         anneal: "cosine", or "linear" as in the paper.
-        initial_divisor: maximum over initial rate, 1 or more.
-        final_divisor: initial over final rate, at least 1 / `initial_divisor`.
-        three_phase: whether to return to the initial rate before the last descent, as
+        initial_divisor: Maximum over initial rate, 1 or more.
+        final_divisor: Initial over final rate, at least 1 / `initial_divisor`.
+        three_phase: Whether to return to the initial rate before the last descent, as
             in the paper.
-        base_momentum: momentum at the peak, in [0, `max_momentum`].
-        max_momentum: momentum at both ends, in [0, 1).
+        base_momentum: Momentum at the peak, in [0, `max_momentum`].
+        max_momentum: Momentum at both ends, in [0, 1).
 
     Raises:
-        ValueError: an argument is of the wrong kind or out of its range.
+        ValueError: An argument is of the wrong kind or out of its range.
 
     Reference: Smith, Topin, "Super-Convergence: Very Fast Training of Neural Networks
         Using Large Learning Rates", 2018, https://arxiv.org/abs/1708.07120
@@ -381,15 +381,15 @@ class Cosine(keras.optimizers.schedules.LearningRateSchedule):
         [0.0, 0.1, 0.05, 0.1]
 
     Args:
-        initial_learning_rate: rate at step 0, positive.
-        decay_steps: steps of the (first) fall, positive, with `restarts` whole.
-        final_fraction: the bottom as a part of the initial rate, in [0, 1].
-        restarts: whether to jump back to the top at the bottom.
-        length_factor: how many times as long the next cycle is, whole, 1 or more.
-        peak_factor: how many times as high it is above the bottom, in (0, 1].
+        initial_learning_rate: Rate at step 0, positive.
+        decay_steps: Steps of the (first) fall, positive, with `restarts` whole.
+        final_fraction: The bottom as a part of the initial rate, in [0, 1].
+        restarts: Whether to jump back to the top at the bottom.
+        length_factor: How many times as long the next cycle is, whole, 1 or more.
+        peak_factor: How many times as high it is above the bottom, in (0, 1].
 
     Raises:
-        ValueError: an argument is of the wrong kind or out of its range, or a factor is
+        ValueError: An argument is of the wrong kind or out of its range, or a factor is
             given without `restarts`.
 
     Reference: Loshchilov, Hutter, "SGDR: Stochastic Gradient Descent with Warm
@@ -468,16 +468,16 @@ class Cyclical(keras.optimizers.schedules.LearningRateSchedule):
         [0.01, 0.03, 0.05, 0.01]
 
     Args:
-        minimum_learning_rate: the lower rate, positive.
-        maximum_learning_rate: the upper rate of the first cycle, above the lower one.
-        half_cycle_steps: steps from the lower to the upper rate, whole, positive. 2 to
+        minimum_learning_rate: The lower rate, positive.
+        maximum_learning_rate: The upper rate of the first cycle, above the lower one.
+        half_cycle_steps: Steps from the lower to the upper rate, whole, positive. 2 to
             10 times the steps of an epoch in the paper.
         mode: "triangular", "triangular2" or "exp_range".
-        factor_per_step: in (0, 1], for "exp_range" only, and needed there; the paper
+        factor_per_step: In (0, 1], for "exp_range" only, and needed there; the paper
             has 0.99994.
 
     Raises:
-        ValueError: an argument is of the wrong kind or out of its range.
+        ValueError: An argument is of the wrong kind or out of its range.
 
     Reference: Smith, "Cyclical Learning Rates for Training Neural Networks", 2017,
         https://arxiv.org/abs/1506.01186
@@ -565,8 +565,8 @@ class Warmup(keras.optimizers.schedules.LearningRateSchedule):
         [0.02, 0.04, 0.08, 0.1, 0.05]
 
     Args:
-        schedule: a Keras schedule, or a positive number for a constant rate.
-        warmup_steps: steps below the full rate, whole; 0 for no warm-up.
+        schedule: A Keras schedule, or a positive number for a constant rate.
+        warmup_steps: Steps below the full rate, whole; 0 for no warm-up.
 
     Raises:
         ValueError: `schedule` is neither, or `warmup_steps` not whole or negative.
@@ -626,11 +626,11 @@ class Joined(keras.optimizers.schedules.LearningRateSchedule):
 
     Args:
         schedules: Keras schedules, or positive numbers for constant rates; one or more.
-        boundaries: steps at which the next one begins, whole, not negative, increasing;
+        boundaries: Steps at which the next one begins, whole, not negative, increasing;
             one fewer than there are schedules.
 
     Raises:
-        ValueError: a schedule is neither, boundaries are not whole or do not increase,
+        ValueError: A schedule is neither, boundaries are not whole or do not increase,
             or the lengths do not fit.
     """
 
@@ -683,8 +683,8 @@ class Floor(keras.optimizers.schedules.LearningRateSchedule):
         [0.1, 0.05, 0.04]
 
     Args:
-        schedule: a Keras schedule, or a positive number for a constant rate.
-        minimum: the lowest rate, positive.
+        schedule: A Keras schedule, or a positive number for a constant rate.
+        minimum: The lowest rate, positive.
 
     Raises:
         ValueError: `schedule` is neither, or `minimum` not a positive finite number.
@@ -738,8 +738,8 @@ class InEpochs(keras.optimizers.schedules.LearningRateSchedule):
         [0.1, 0.05, 0.01]
 
     Args:
-        schedule: a Keras schedule, or a positive number for a constant rate.
-        steps_per_epoch: whole, positive.
+        schedule: A Keras schedule, or a positive number for a constant rate.
+        steps_per_epoch: Whole, positive.
 
     Raises:
         ValueError: `schedule` is neither, or `steps_per_epoch` not whole or positive.
@@ -780,7 +780,7 @@ def plot_schedules(schedules: dict, total_steps: int):
 
     Args:
         schedules: `{label: schedule}`, at least one.
-        total_steps: whole number of steps of the run, positive; steps 0 to
+        total_steps: Whole number of steps of the run, positive; steps 0 to
             `total_steps` - 1 are drawn, at most about 2000 of them.
 
     Returns:

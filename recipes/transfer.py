@@ -69,8 +69,11 @@ def reuse(model, *, drop_last=1, head):
     itself, not a copy, is in the clone, so it can be given to `freeze`. Not for
     subclassed models, whose order of layers Keras does not know.
 
+    Example:
+
     ```python
     import keras
+
     from recipes.transfer import reuse
 
     trained = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu")])
@@ -80,12 +83,12 @@ def reuse(model, *, drop_last=1, head):
     ```
 
     Args:
-        model: a built Sequential or Functional model with one output. Its nested models
+        model: A built Sequential or Functional model with one output. Its nested models
             are cloned, too. It is not changed.
-        drop_last: how many of `model.layers`, counted from the end, are left out; 0 or
+        drop_last: How many of `model.layers`, counted from the end, are left out; 0 or
             more. A nested model counts as one. In a Functional model each of them must
             be called once, on the outputs of the one before.
-        head: a new layer or a list of new layers, in their order, whose names are not
+        head: A new layer or a list of new layers, in their order, whose names are not
             yet in the model. After loading a model, give the head a name of its own:
             Keras begins to count its names anew.
 
@@ -93,7 +96,7 @@ def reuse(model, *, drop_last=1, head):
         A model of the same class, not compiled.
 
     Raises:
-        ValueError: if the model is unbuilt, subclassed or has several outputs, holds
+        ValueError: If the model is unbuilt, subclassed or has several outputs, holds
             what a clone would lose (a vocabulary, weights that its layers' configs
             do not make), cannot be cut there, or `head` is not made of new layers.
     """
@@ -144,8 +147,11 @@ def freeze(model, until):
     its moving statistics and does not change them. Call it on the model that you fit,
     not on a model nested in it: that one would be uncompiled, and its parent not.
 
+    Example:
+
     ```python
     import keras
+
     from recipes.transfer import freeze
 
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu")])
@@ -155,14 +161,14 @@ def freeze(model, until):
     ```
 
     Args:
-        model: a built model.
-        until: the first layer that is *not* frozen: the layer itself, its name, or its
+        model: A built model.
+        until: The first layer that is *not* frozen: the layer itself, its name, or its
             index in `model.layers` (-1: all but the last one are frozen). It may lie
             inside a nested model. Layers from there on stay as they are; "before" is
             the order of `model.summary(expand_nested=True)`.
 
     Raises:
-        ValueError: if the model is not built, or `until` is not one of its layers or
+        ValueError: If the model is not built, or `until` is not one of its layers or
             has no layer with weights before it.
     """
     for layer in _layers_before(model, until):
@@ -177,8 +183,11 @@ def unfreeze(model, *, batch_normalization=True):
     rate, once the new layers have settled. Give `compile` a new optimizer: the old one
     knows the old variables.
 
+    Example:
+
     ```python
     import keras
+
     from recipes.transfer import unfreeze
 
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
@@ -188,13 +197,13 @@ def unfreeze(model, *, batch_normalization=True):
     ```
 
     Args:
-        model: a built model.
+        model: A built model.
         batch_normalization: `False` leaves BatchNormalization frozen where it is: for
             small batches and few data, whose statistics are worse than those that were
             learned.
 
     Raises:
-        ValueError: if the model is not built, or `batch_normalization` is not a bool.
+        ValueError: If the model is not built, or `batch_normalization` is not a bool.
     """
     if not isinstance(batch_normalization, bool):
         raise ValueError(
@@ -222,8 +231,11 @@ def layerwise_optimizer(model, until, *, reused, new):
     have their own learning rates, schedules, slots and clipping, by global norm, too.
     Callbacks that set *the* learning rate find two of them in its `optimizers`.
 
+    Example:
+
     ```python
     import keras
+
     from recipes.transfer import layerwise_optimizer
 
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu")])
@@ -234,16 +246,16 @@ def layerwise_optimizer(model, until, *, reused, new):
     ```
 
     Args:
-        model: a built model, which will be compiled with it.
-        until: the first layer that `new` trains, as in `freeze`.
-        reused: optimizer of the layers before `until`.
-        new: optimizer of the layers from `until` on.
+        model: A built model, which will be compiled with it.
+        until: The first layer that `new` trains, as in `freeze`.
+        reused: Optimizer of the layers before `until`.
+        new: Optimizer of the layers from `until` on.
 
     Returns:
         A new optimizer for `compile`.
 
     Raises:
-        ValueError: if the model or `until` is refused as by `freeze`, `reused` and
+        ValueError: If the model or `until` is refused as by `freeze`, `reused` and
             `new` are not two new optimizers, or layers of both kinds share a name.
     """
     for name, optimizer in (("reused", reused), ("new", new)):

@@ -12,6 +12,7 @@ each other. The two classes of a sigmoid output `p` of shape `(inputs,)` are
 
 ```python
 import numpy as np
+
 from recipes.uncertainty import mutual_information, negative_log_likelihood
 from recipes.uncertainty import plot_coverage
 
@@ -290,6 +291,7 @@ def fit_temperature(probabilities, labels):
 
     ```python
     import numpy as np
+
     from recipes.uncertainty import apply_temperature, fit_temperature
 
     valid = np.array([[0.99, 0.01], [0.99, 0.01], [0.01, 0.99], [0.99, 0.01]])
