@@ -6,6 +6,8 @@ from the training part alone, and `epoch_batches` gives `fit` an order that depe
 the seed and the epoch and on nothing else. Without a network or the Debian package,
 `draw_garments` draws a stand-in; its numbers say nothing about the real data.
 
+This file is longer than most because the stand-in is drawn by code, line by line.
+
 ```python
 from recipes.fashion_mnist import draw_garments, epoch_batches, split_and_scale
 
@@ -15,8 +17,6 @@ data = split_and_scale(train, test, validation_size=100)
 batches = epoch_batches(data.x_train, data.y_train, 32, seed=42)
 # model.fit(batches, epochs=10, validation_data=(data.x_valid, data.y_valid))
 ```
-
-This file is longer than most because the stand-in is drawn by code, line by line.
 
 Reference: Xiao, Rasul, Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking
 Machine Learning Algorithms", 2017, https://arxiv.org/abs/1708.07747
@@ -91,13 +91,16 @@ class FashionMNIST(NamedTuple):
 
 
 def load(data_dir=None, *, scale="unit", validation_size=5000):
-    """Fashion-MNIST from the first place that has it, checked to the last byte.
+    """Load Fashion-MNIST from the first place that has it, checked to the last byte.
 
     Looks in `data_dir`, in Keras's cache (`$KERAS_HOME` or `~/.keras`), in the system's
     dataset folder (Debian package `dataset-fashion-mnist`), then downloads through
     Keras into its cache. Every place must hold the same bytes, so which one was used
     cannot change a result. A place that has some of the four files but not all, or a
     damaged one, is an error and not a reason to look further.
+
+    `load(scale="standardize").x_train`, for instance, are 55,000 images whose pixels
+    have mean 0 and deviation 1.
 
     Args:
         data_dir: Folder with the four `*-ubyte.gz` files, looked in first.
@@ -139,6 +142,18 @@ def load(data_dir=None, *, scale="unit", validation_size=5000):
 
 def split_and_scale(train, test, *, scale="unit", validation_size=5000):
     """Hold out the last training images for validation, then scale all three parts.
+
+    For images that `load` does not know; of Fashion-MNIST it does this itself.
+
+    Example:
+
+    ```python
+    from recipes.fashion_mnist import draw_garments, split_and_scale
+
+    train, test = draw_garments(600), draw_garments(100, seed=1)
+    data = split_and_scale(train, test, scale="standardize", validation_size=100)
+    print(data.x_train.shape, data.x_valid.shape)  # (500, 28, 28) (100, 28, 28)
+    ```
 
     Args:
         train: Pair `(x, y)`: uint8 images `(n, height, width)`, or with channels last,
@@ -235,7 +250,7 @@ def draw_garments(num_samples, *, seed=0):
 
 
 def epoch_batches(x, y, batch_size, *, seed, initial_epoch=0):
-    """Data for `fit` whose order depends on (`seed`, epoch) alone.
+    """Return data for `fit` whose order depends on (`seed`, epoch) alone.
 
     After `keras.utils.set_random_seed`, `fit` on arrays repeats ONE order in every
     epoch on TensorFlow (Keras 3.15), and a restarted JAX process begins with epoch 0's
@@ -252,6 +267,21 @@ def epoch_batches(x, y, batch_size, *, seed, initial_epoch=0):
     which leaves epochs unfinished. A single batch has no order: its rows stay in place.
     On several devices wrap it in `recipes.distribute.EvenBatches`, which asks for each
     batch by its place in the epoch, with the method `batch_at(position)`.
+
+    Example:
+
+    ```python
+    import keras
+    import numpy as np
+
+    from recipes.fashion_mnist import epoch_batches
+
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile("sgd", loss="mse")
+    batches = epoch_batches(np.ones((64, 3)), np.ones(64), 16, seed=42)
+    model.fit(batches, epochs=2, verbose=0)
+    print(batches.epoch)  # 2, the next one
+    ```
 
     Args:
         x: Array `(n, ...)`.
@@ -271,6 +301,8 @@ def epoch_batches(x, y, batch_size, *, seed, initial_epoch=0):
 
 
 class _EpochBatches(keras.utils.PyDataset):
+    """What `epoch_batches` returns; `batch_at` is a batch by its place in the epoch."""
+
     def __init__(self, x, y, batch_size, seed, initial_epoch):
         super().__init__()
         # As arrays: a pandas Series would look rows up by label instead of position.
@@ -340,12 +372,13 @@ def _pair(name, pair):
         x, y = map(np.asarray, pair)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"`{name}` must be a pair of arrays (x, y). {error}"
+            f"`{name}` must be a pair of arrays (x, y), but {error}. "
+            f"Received: {name} of type {type(pair).__name__}"
         ) from error
     if x.dtype != np.uint8 or x.ndim not in (3, 4) or y.shape != x.shape[:1]:
         raise ValueError(
             f"`{name}` must be uint8 images (n, height, width), or with channels last, "
-            f"and labels (n,). "
+            "and labels (n,). "
             f"Received: {x.dtype} {x.shape} and {y.dtype} {y.shape}"
         )
     return x, y
