@@ -428,97 +428,26 @@ def diagnose_curves(
         return findings
 
     loss, val_loss = _lifted(loss, val_loss)
-    first, num_epochs = loss[0], len(loss)
-    floor = max(0.02 * first, np.finfo("float64").eps)
-    end = num_epochs - max(_FEWEST, round(end_fraction * num_epochs))
-    train = _shape(loss, end, floor, min_change, min_rise)
-    both = [loss] if val_loss is None else [loss, val_loss]
-    swings = [_swings(each, min_swing, max(first / 2, floor)) for each in both]
-    most = max(swings, key=len)
-    is_oscillating = len(most) >= max(3, swing_fraction * num_epochs)
-    if is_oscillating:
-        names = ("swings", "val_swings")
-        seen = {name: len(each) for name, each in zip(names, swings, strict=False)}
-        seen["epochs"] = num_epochs
-        findings.append(_verdict("oscillation", most[0], curves, seen))
+    floor = max(0.02 * loss[0], np.finfo("float64").eps)
+    end = len(loss) - max(_FEWEST, round(end_fraction * len(loss)))
+    train, validation = (
+        None if each is None else _shape(each, end, floor, min_change, min_rise)
+        for each in (loss, val_loss)
+    )
+    pair = _Pair(curves, loss, val_loss, end, floor, train, validation)
+    oscillation = _oscillation(pair, min_swing, swing_fraction)
     # Large swings alone take medians of five epochs far above the lowest of them.
-    has_broken_down = train.rise >= divergence_factor - 1 and not is_oscillating
-    is_rising = train.rises or has_broken_down
-    if is_rising and train.height >= min_rise * first:
-        seen = {"rise_fraction": train.rise, "rise_z": train.rise_z}
-        return findings + [_verdict("divergence", train.best_epoch, curves, seen)]
-
-    seen = {
-        "fall_fraction": 1 - train.end / max(first, floor),
-        "end_change_fraction": train.change,
-        "end_z": train.z,
-    }
-    falls = train.falls
-    if val_loss is not None:
-        validation = _shape(val_loss, end, floor, min_change, min_rise)
-        seen["val_end_change_fraction"] = validation.change
-        seen["val_end_z"] = validation.z
-
-        best = validation.best_epoch
-        since = {
-            "loss_change_fraction": _change_since(best, loss, train, floor),
-            "val_loss_rise_fraction": validation.rise,
-            "gap_fraction": (validation.end - train.end) / max(validation.end, floor),
-        }
-        is_wide = since["gap_fraction"] >= min_gap
-        if "accuracy" in curves and "val_accuracy" in curves:
-            ends = [
-                np.median(curves[each][end:]) for each in ("accuracy", "val_accuracy")
-            ]
-            since["accuracy_gap"] = ends[0] - ends[1]
-            is_wide = is_wide and since["accuracy_gap"] >= min_accuracy_gap
-        signs = (
-            since["loss_change_fraction"] <= -min_change,
-            validation.rises,
-            is_wide,
-        )
-        if best <= end and sum(signs) >= 2:
-            if "val_accuracy" in curves:
-                then, now = (
-                    np.median(curves["val_accuracy"][part])
-                    for part in (slice(best - 2, best + 3), slice(end, None))
-                )
-                since["val_accuracy_change"] = now - then
-            return findings + [_verdict("overfitting", best, curves, since)]
-
-        falls, best = validation.falls, train.best_epoch
-        change = _change_since(best, val_loss, validation, floor)
-        z = _trend(val_loss[best:])[1]
-        settled = best <= end and z < -_VERY_SIGNIFICANT
-        if falls and settled and change <= -min_rise:
-            since = {"val_loss_change_fraction": change, "val_loss_z": z}
-            return findings + [_verdict("data set", best, curves, since)]
-        falls = falls and train.change <= validation.change / 4
-        fall = validation.change * validation.end
-    else:
-        fall = train.change * train.end
-    seen["end_part_of_fall_fraction"] = -fall / max(first - train.end, floor)
-
-    early = np.median(loss[:3])
-    _, middle, late = (np.median(part) for part in np.array_split(loss, 3))
-    if (
-        _trend(loss)[1] < -_VERY_SIGNIFICANT
-        and late > (1 - slow_fall) * first
-        and middle - late >= (early - middle) / 3
-    ):
-        return findings + [_verdict("slow learning", 0, curves, seen)]
-    if falls and seen["end_part_of_fall_fraction"] >= min_progress:
-        return findings + [_verdict("still learning", end, curves, seen)]
-    accuracy = math.nan
-    if "accuracy" in curves:
-        accuracy = seen["accuracy"] = np.median(curves["accuracy"][end:])
-    if train.end > (1 - min_fall) * first and not accuracy >= min_accuracy:
-        return findings + [_verdict("plateau", 0, curves, seen)]
-    # What falls to the validation loss from above is dropout or a penalty.
-    settled = not train.falls or (val_loss is not None and train.end > validation.end)
-    if accuracy < min_accuracy and settled:
-        return findings + [_verdict("underfitting", end, curves, seen)]
-    return findings
+    factor = math.inf if oscillation else divergence_factor
+    verdict = (
+        _divergence(pair, min_rise, factor)
+        or _overfitting(pair, min_change, min_gap, min_accuracy_gap)
+        or _unlike_sets(pair, min_rise)
+        or _slow_learning(pair, slow_fall)
+        or _still_learning(pair, min_progress)
+        or _plateau(pair, min_fall, min_accuracy)
+        or _underfitting(pair, min_accuracy)
+    )
+    return findings + [each for each in (oscillation, verdict) if each]
 
 
 def plot_diagnosis(
@@ -673,7 +602,7 @@ class _Run(typing.NamedTuple):
     curves: dict
     verdicts: list  # on the curves
     struggles: bool
-    gradients: _Table | None  # with two layers or more, as long as they are finite
+    gradients: _Table | None  # the readings before any that is not finite
     hidden: _Table | None  # activations without the output's, likewise
 
 
@@ -1052,6 +981,144 @@ def _shape(values, end, floor, min_change, min_rise):
     return _Shape(end_level, change, z, falls, best_epoch, height, rise, rise_z, rises)
 
 
+class _Pair(typing.NamedTuple):
+    """The losses, what is to be known of each, and the columns they came with."""
+
+    curves: dict
+    loss: np.ndarray
+    val_loss: np.ndarray | None
+    end: int  # its first epoch
+    floor: float  # losses below it count as that
+    train: _Shape
+    validation: _Shape | None
+
+    def evidence(self):
+        """Return what is measured of each run whose loss does not rise."""
+        train, validation = self.train, self.validation
+        seen = {
+            "fall_fraction": 1 - train.end / max(self.loss[0], self.floor),
+            "end_change_fraction": train.change,
+            "end_z": train.z,
+        }
+        if validation is not None:
+            seen["val_end_change_fraction"] = validation.change
+            seen["val_end_z"] = validation.z
+        last = train if validation is None else validation
+        fall = max(self.loss[0] - train.end, self.floor)
+        seen["end_part_of_fall_fraction"] = -last.change * last.end / fall
+        return seen
+
+    def accuracy(self):
+        """Return {"accuracy": that of the end}, or nothing."""
+        if "accuracy" not in self.curves:
+            return {}
+        return {"accuracy": np.median(self.curves["accuracy"][self.end :])}
+
+
+def _oscillation(pair, min_swing, swing_fraction):
+    both = {"swings": pair.loss, "val_swings": pair.val_loss}
+    floor = max(pair.loss[0] / 2, pair.floor)
+    swings = {
+        name: _swings(values, min_swing, floor)
+        for name, values in both.items()
+        if values is not None
+    }
+    most, num_epochs = max(swings.values(), key=len), len(pair.loss)
+    if len(most) < max(3, swing_fraction * num_epochs):
+        return None
+    seen = {name: len(epochs) for name, epochs in swings.items()}
+    return _verdict("oscillation", most[0], pair.curves, seen | {"epochs": num_epochs})
+
+
+def _divergence(pair, min_rise, divergence_factor):
+    train = pair.train
+    is_rising = train.rises or train.rise >= divergence_factor - 1
+    if not is_rising or train.height < min_rise * pair.loss[0]:
+        return None
+    seen = {"rise_fraction": train.rise, "rise_z": train.rise_z}
+    return _verdict("divergence", train.best_epoch, pair.curves, seen)
+
+
+def _overfitting(pair, min_change, min_gap, min_accuracy_gap):
+    curves, end, train, validation = pair.curves, pair.end, pair.train, pair.validation
+    if validation is None or validation.best_epoch > end:
+        return None
+    best = validation.best_epoch
+    gap = (validation.end - train.end) / max(validation.end, pair.floor)
+    since = {
+        "loss_change_fraction": _change_since(best, pair.loss, train, pair.floor),
+        "val_loss_rise_fraction": validation.rise,
+        "gap_fraction": gap,
+    }
+    is_wide = gap >= min_gap
+    if "accuracy" in curves and "val_accuracy" in curves:
+        ends = [np.median(curves[each][end:]) for each in ("accuracy", "val_accuracy")]
+        since["accuracy_gap"] = ends[0] - ends[1]
+        is_wide = is_wide and since["accuracy_gap"] >= min_accuracy_gap
+    has_fallen = since["loss_change_fraction"] <= -min_change
+    if sum((has_fallen, validation.rises, is_wide)) < 2:
+        return None
+    if "val_accuracy" in curves:
+        then, now = (
+            np.median(curves["val_accuracy"][part])
+            for part in (slice(best - 2, best + 3), slice(end, None))
+        )
+        since["val_accuracy_change"] = now - then
+    return _verdict("overfitting", best, curves, since)
+
+
+def _unlike_sets(pair, min_rise):
+    best = pair.train.best_epoch
+    if pair.validation is None or not pair.validation.falls or best > pair.end:
+        return None
+    change = _change_since(best, pair.val_loss, pair.validation, pair.floor)
+    z = _trend(pair.val_loss[best:])[1]
+    if not (z < -_VERY_SIGNIFICANT and change <= -min_rise):
+        return None
+    since = {"val_loss_change_fraction": change, "val_loss_z": z}
+    return _verdict("data set", best, pair.curves, since)
+
+
+def _slow_learning(pair, slow_fall):
+    loss = pair.loss
+    early = np.median(loss[:3])
+    _, middle, late = (np.median(part) for part in np.array_split(loss, 3))
+    is_slow = late > (1 - slow_fall) * loss[0]
+    is_steady = middle - late >= (early - middle) / 3
+    if not (is_slow and is_steady and _trend(loss)[1] < -_VERY_SIGNIFICANT):
+        return None
+    return _verdict("slow learning", 0, pair.curves, pair.evidence())
+
+
+def _still_learning(pair, min_progress):
+    train, validation = pair.train, pair.validation
+    falls, seen = train.falls, pair.evidence()
+    if validation is not None:
+        falls = validation.falls and train.change <= validation.change / 4
+    if not falls or seen["end_part_of_fall_fraction"] < min_progress:
+        return None
+    return _verdict("still learning", pair.end, pair.curves, seen)
+
+
+def _plateau(pair, min_fall, min_accuracy):
+    accuracy = pair.accuracy()
+    has_learned = accuracy.get("accuracy", 0.0) >= min_accuracy
+    if has_learned or pair.train.end <= (1 - min_fall) * pair.loss[0]:
+        return None
+    return _verdict("plateau", 0, pair.curves, pair.evidence() | accuracy)
+
+
+def _underfitting(pair, min_accuracy):
+    train, validation, accuracy = pair.train, pair.validation, pair.accuracy()
+    # What falls to the validation loss from above is dropout or a penalty.
+    is_settled = not train.falls or (
+        validation is not None and train.end > validation.end
+    )
+    if not (is_settled and accuracy.get("accuracy", 1.0) < min_accuracy):
+        return None
+    return _verdict("underfitting", pair.end, pair.curves, pair.evidence() | accuracy)
+
+
 def _change_since(epoch, values, shape, floor):
     """Return the relative change from the level around an epoch to that of the end."""
     then = np.median(values[epoch - 2 : epoch + 3])
@@ -1241,8 +1308,8 @@ dense_block(100, "relu", normalization="batch")""",
     ),
     "exploding gradient": (
         "exploding gradient",
-        "The gradient is longer than the weights: signals grow layer by layer, by "
-        "initial weights that are too large.",
+        "Signals grow layer by layer, and gradients with them: the initial weights are "
+        "too large.",
         "Start with weights made for the activation, and clip the gradient.",
         """\
 from recipes.initializers import initializer_for
