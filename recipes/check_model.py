@@ -1282,10 +1282,8 @@ def _signal_findings(signals):
     for call, signal in signals[: kernels[-1]]:
         change, start = _initializer(call.kind)
         if call.kind == "relu":
-            chance_alive, depth = (
-                chance_alive * (1 - 0.5 ** call.z.shape[-1]),
-                depth + 1,
-            )
+            chance_alive *= 1 - 0.5 ** call.z.shape[-1]
+            depth += 1
         if call.kind in bounded and signal["saturated"] > 0.5:
             evidence, symptom = {"saturated": signal["saturated"]}, "saturated units"
             return [_model_finding(symptom, call.name, evidence, change, start=start)]

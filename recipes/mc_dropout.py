@@ -404,7 +404,7 @@ class MCPrediction:
     settings: dict
 
     def to_frame(self, class_names=None):
-        """One row for each input.
+        """Return a DataFrame with a row for each input.
 
         Args:
             class_names: Names of the output's last axis, for the columns.

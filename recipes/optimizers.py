@@ -533,11 +533,11 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
         return self.inner_optimizer.iterations
 
     def exclude_from_weight_decay(self, var_list=None, var_names=None):
-        """Same as the inner optimizer's."""
+        """Pass on to the inner optimizer."""
         self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
 
     def finalize_variable_values(self, var_list):
-        """Same as the inner optimizer's."""
+        """Pass on to the inner optimizer."""
         self.inner_optimizer.finalize_variable_values(var_list)
 
     def set_weights(self, weights):
