@@ -27,7 +27,6 @@ import argparse
 import functools
 import math
 import pathlib
-import sys
 import typing
 from collections.abc import Callable
 
@@ -36,23 +35,21 @@ import numpy as np
 import pandas as pd
 from keras import layers
 from keras.optimizers import SGD, Adam, Adamax, Nadam, RMSprop
-from mc_dropout_speed import ROOT, append, surroundings
+from record import ROOT, append, surroundings
 
-sys.path.insert(0, str(ROOT))
-
-import train  # noqa: E402
-from callbacks.lr_finder import LRFinder  # noqa: E402
-from callbacks.schedulers import (  # noqa: E402
+import train
+from callbacks.lr_finder import LRFinder
+from callbacks.schedulers import (
     ExponentialScheduler,
     PiecewiseScheduler,
     PlateauScheduler,
 )
-from recipes import fashion_mnist  # noqa: E402
-from recipes.layers import ResidualDense  # noqa: E402
-from recipes.mc_dropout import MCDropoutPredictor  # noqa: E402
-from recipes.optimizers import make_optimizer  # noqa: E402
-from recipes.schedules import Exponential, OneCycle, PowerDecay  # noqa: E402
-from recipes.transfer import freeze, reuse, unfreeze  # noqa: E402
+from recipes import fashion_mnist
+from recipes.layers import ResidualDense
+from recipes.mc_dropout import MCDropoutPredictor
+from recipes.optimizers import make_optimizer
+from recipes.schedules import Exponential, OneCycle, PowerDecay
+from recipes.transfer import freeze, reuse, unfreeze
 
 RESULTS = ROOT / "benchmarks" / "results" / "chapter.csv"
 STEPS_PER_CALL = 191  # a ninth of an epoch of 1,719 steps: the same steps, sooner done

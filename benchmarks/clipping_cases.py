@@ -24,7 +24,7 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 import tensorflow as tf  # noqa: E402
-from mc_dropout_speed import ROOT, surroundings  # noqa: E402
+from record import ROOT, surroundings, whole  # noqa: E402
 
 from recipes.optimizers import ClippedOptimizer  # noqa: E402
 
@@ -452,9 +452,8 @@ def main(arguments=None):
     facts = surroundings()
     facts = {key: facts[key] for key in ("versions", "machine", "commit")}
     table = pd.DataFrame([{**row_of(case), **facts} for case in cases()])
-    new = options.output.with_suffix(".new")
-    table.to_csv(new, index=False)
-    os.replace(new, options.output)
+    with whole(options.output) as new:
+        table.to_csv(new, index=False)
     print(table.iloc[:, :7].to_string())
 
 

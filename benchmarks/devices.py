@@ -37,7 +37,7 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
-from mc_dropout_speed import ROOT, append, surroundings  # noqa: E402
+from record import ROOT, append, surroundings  # noqa: E402
 
 import train  # noqa: E402
 from recipes.distribute import EvenBatches, all_devices  # noqa: E402

@@ -18,7 +18,6 @@ fault against that of the first finding.
 import argparse
 import itertools
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from doctor_programs import BASES, CHECKS, KINDS, PROGRAMS, Program, apply, run
 from doctor_published import RULES, published
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from mc_dropout_speed import ROOT, append, surroundings
+from record import ROOT, append, surroundings, whole
 from table import doctor_rows
 
 from recipes.diagnose import diagnose
@@ -293,9 +292,8 @@ def main(arguments=None):
     table = pd.read_csv(options.results)
     unseen = table[(table["half"] == "unseen") & table["kinds"].notna()]
     if len(unseen):
-        new = options.results.with_suffix(".new")
-        heat_map(confusion(unseen)).savefig(new, format="png", dpi=100)
-        os.replace(new, options.results.with_suffix(".png"))
+        with whole(options.results.with_suffix(".png")) as new:
+            heat_map(confusion(unseen)).savefig(new, format="png", dpi=100)
 
 
 if __name__ == "__main__":

@@ -41,15 +41,13 @@ import keras
 import numpy as np
 import pandas as pd
 from keras import layers
-from mc_dropout_speed import ROOT, append, surroundings
+from record import ROOT, append, surroundings
 from training_speed import median_and_interval
 
-sys.path.insert(0, str(ROOT))
-
-import train  # noqa: E402
-from callbacks.schedulers import LearningRateLogger, PowerScheduler  # noqa: E402
-from recipes import fashion_mnist, schedules  # noqa: E402
-from recipes.optimizers import make_optimizer  # noqa: E402
+import train
+from callbacks.schedulers import LearningRateLogger, PowerScheduler
+from recipes import fashion_mnist, schedules
+from recipes.optimizers import make_optimizer
 
 RESULTS = ROOT / "benchmarks" / "results"
 BATCH_SIZE = 32

@@ -4,14 +4,11 @@ Writes benchmarks/results/schedules.png for the README. Nothing is measured or t
 """
 
 import argparse
-import os
 import pathlib
-import sys
 
-ROOT = pathlib.Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+from record import ROOT, whole
 
-from recipes.schedules import (  # noqa: E402
+from recipes.schedules import (
     Cosine,
     Cyclical,
     Exponential,
@@ -86,12 +83,8 @@ def main(arguments=None):
     parser.add_argument("--output", type=pathlib.Path, default=PICTURE)
     path = parser.parse_args(arguments).output
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        gallery().savefig(part, format="png", dpi=100)
-        os.replace(part, path)  # whole or not at all
-    finally:
-        part.unlink(missing_ok=True)
+    with whole(path) as new:
+        gallery().savefig(new, format="png", dpi=100)
     print(path)
 
 

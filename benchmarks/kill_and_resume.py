@@ -28,11 +28,9 @@ import zipfile
 
 import h5py
 import numpy as np
+from record import ROOT
 
-ROOT = pathlib.Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-from train import FILES  # noqa: E402
+from train import FILES
 
 RUNS = ["recommended", "plateau_scheduler", "one_cycle_scheduler", "alpha_dropout"]
 EPOCHS = 12

@@ -14,7 +14,7 @@ import pathlib
 
 import keras
 import pandas as pd
-from mc_dropout_speed import ROOT, append, surroundings
+from record import ROOT, append, surroundings
 
 import train
 from callbacks.lr_finder import LRFinder

@@ -13,10 +13,6 @@ meanwhile.
 """
 
 import argparse
-import os
-import pathlib
-import platform
-import sys
 import time
 import typing
 from collections.abc import Callable
@@ -25,14 +21,11 @@ import keras
 import numpy as np
 import pandas as pd
 from keras import layers
-from runs import commit
+from record import ROOT, append, surroundings
 
-ROOT = pathlib.Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-import train  # noqa: E402
-from recipes import fashion_mnist  # noqa: E402
-from recipes.mc_dropout import MCDropout, MCDropoutPredictor  # noqa: E402
+import train
+from recipes import fashion_mnist
+from recipes.mc_dropout import MCDropout, MCDropoutPredictor
 
 RESULTS = ROOT / "benchmarks" / "results" / "mc_dropout_speed.csv"
 SAMPLES = 100  # as in the book
@@ -300,35 +293,6 @@ def measure(name, x, repeats):
         row["ratio_to_book"] = round(np.median(counted / seconds[BOOK][1:]), 5)
         rows.append({**row, "repeats": repeats})
     return rows
-
-
-def surroundings():
-    """What a number was measured with, and where."""
-    versions = {
-        "python": platform.python_version(),
-        "keras": keras.version(),
-        keras.backend.backend(): train.backend_version(),
-        "numpy": np.__version__,
-    }
-    devices = ", ".join(keras.distribution.list_devices())
-    return {
-        "backend": keras.backend.backend(),
-        "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
-        + devices,
-        "commit": commit(),
-    }
-
-
-def append(rows, path):
-    """Add rows to a csv file, whole or not at all."""
-    table = pd.DataFrame(rows)
-    if path.exists():
-        # As text, for what is there shall stay: 4e72448 is a commit, not a number.
-        table = pd.concat([pd.read_csv(path, dtype=str), table])
-    new = path.with_suffix(".new")
-    table.to_csv(new, index=False)
-    os.replace(new, path)
 
 
 def main(arguments=None):

@@ -8,8 +8,6 @@ Writes benchmarks/results/regularization_cases.csv anew, whole or not at all.
 
 import argparse
 import os
-import pathlib
-import sys
 import tempfile
 import typing
 from collections.abc import Callable
@@ -18,13 +16,10 @@ import keras
 import numpy as np
 import pandas as pd
 from keras import layers
-from mc_dropout_speed import surroundings
+from record import ROOT, surroundings, whole
 
-ROOT = pathlib.Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-from callbacks.nonfinite_guard import NonFiniteGuard  # noqa: E402
-from recipes.regularizers import (  # noqa: E402
+from callbacks.nonfinite_guard import NonFiniteGuard
+from recipes.regularizers import (
     MaxNorm,
     project,
     regularization_table,
@@ -272,9 +267,8 @@ def main(arguments=None):
     parser.parse_args(arguments)
     facts = {k: v for k, v in surroundings().items() if k != "backend"}
     table = pd.DataFrame([{**measure(case), **facts} for case in CASES])
-    new = RESULTS.with_suffix(".new")
-    table.to_csv(new, index=False)
-    os.replace(new, RESULTS)
+    with whole(RESULTS) as new:
+        table.to_csv(new, index=False)
     print(table.iloc[:, :7].to_string(index=False))
 
 

@@ -13,20 +13,17 @@ meanwhile.
 
 import argparse
 import pathlib
-import sys
 import tempfile
 import time
 
 import keras
 import numpy as np
 import pandas as pd
-from mc_dropout_speed import ROOT, append, surroundings
+from record import ROOT, append, surroundings
 
-sys.path.insert(0, str(ROOT))
-
-import train  # noqa: E402
-from callbacks.resumable import Resumable  # noqa: E402
-from recipes.optimizers import make_optimizer  # noqa: E402
+import train
+from callbacks.resumable import Resumable
+from recipes.optimizers import make_optimizer
 
 RESULTS = ROOT / "benchmarks" / "results" / "resume_cost.csv"
 

@@ -8,15 +8,14 @@ can be stopped and started again. Nothing else should run on the machine meanwhi
 
 import argparse
 import json
-import os
 import pathlib
 import subprocess
 import sys
 import tempfile
 
 import pandas as pd
+from record import ROOT, commit, whole
 
-ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "runs.csv"
 
 
@@ -41,12 +40,6 @@ def measure(name, seed):
     return row
 
 
-def commit():
-    """The commit that is measured, marked if files differ from it."""
-    command = ["git", "describe", "--always", "--dirty=+changes", "--exclude=*"]
-    return subprocess.check_output(command, cwd=ROOT, text=True).strip()
-
-
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -64,9 +57,8 @@ def main():
             if (name, seed) in done:
                 continue
             table = pd.concat([table, pd.DataFrame([measure(name, seed)])])
-            new = RESULTS.with_suffix(".new")
-            table.to_csv(new, index=False)
-            os.replace(new, RESULTS)
+            with whole(RESULTS) as new:
+                table.to_csv(new, index=False)
             print(table.tail(1).T.to_string(), flush=True)
 
 

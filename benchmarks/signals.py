@@ -24,23 +24,19 @@ and signals_time.png.
 """
 
 import argparse
-import os
 import pathlib
-import sys
 
 import keras
 import numpy as np
 import pandas as pd
 from keras import layers
 from matplotlib.figure import Figure
-from mc_dropout_speed import ROOT, surroundings
+from record import ROOT, surroundings, whole
 
-sys.path.insert(0, str(ROOT))
-
-import train  # noqa: E402
-from recipes import fashion_mnist  # noqa: E402
-from recipes.check_model import signal_table  # noqa: E402
-from recipes.initializers import initializer_for  # noqa: E402
+import train
+from recipes import fashion_mnist
+from recipes.check_model import signal_table
+from recipes.initializers import initializer_for
 
 RESULTS = ROOT / "benchmarks" / "results" / "signals.csv"
 NUM_IMAGES = 256
@@ -301,22 +297,13 @@ def main(arguments=None):
             tables.append(measure(data, seed))
             progress.add(1)
         table = over_seeds(pd.concat(tables)).assign(seeds=options.seeds, **facts)
-        replace(path, lambda new: table.to_csv(new, index=False, float_format="%.3g"))
+        with whole(path) as new:
+            table.to_csv(new, index=False, float_format="%.3g")
     table = pd.read_csv(path)
     for draw in (draw_depth, draw_normalization, draw_time):
         name = draw.__name__.removeprefix("draw")
-        figure = draw(table)
-        replace(
-            path.with_name(f"{path.stem}{name}.png"),
-            lambda new, figure=figure: figure.savefig(new, format="png", dpi=100),
-        )
-
-
-def replace(path, write):
-    """Write a file whole or not at all."""
-    new = path.with_suffix(".new")
-    write(new)
-    os.replace(new, path)
+        with whole(path.with_name(f"{path.stem}{name}.png")) as new:
+            draw(table).savefig(new, format="png", dpi=100)
 
 
 if __name__ == "__main__":

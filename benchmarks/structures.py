@@ -31,9 +31,7 @@ longer than it trains them.
 
 import argparse
 import functools
-import os
 import pathlib
-import sys
 import time
 import typing
 
@@ -42,15 +40,13 @@ import numpy as np
 import pandas as pd
 from keras import layers
 from matplotlib.figure import Figure
-from mc_dropout_speed import ROOT, append, surroundings
+from record import ROOT, append, surroundings, whole
 
-sys.path.insert(0, str(ROOT))
-
-import train  # noqa: E402
-from recipes import fashion_mnist  # noqa: E402
-from recipes.initializers import initializer_for  # noqa: E402
-from recipes.layers import HighwayDense, ResidualDense, dense_block  # noqa: E402
-from recipes.optimizers import make_optimizer  # noqa: E402
+import train
+from recipes import fashion_mnist
+from recipes.initializers import initializer_for
+from recipes.layers import HighwayDense, ResidualDense, dense_block
+from recipes.optimizers import make_optimizer
 
 RESULTS = ROOT / "benchmarks" / "results" / "structures.csv"
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"]  # Okabe and Ito
@@ -409,11 +405,8 @@ def main(arguments=None):
         rows = table[table["demonstration"] == name]
         if rows.empty:
             continue
-        figure = DRAWINGS[name](rows)
-        picture = path.with_name(f"{path.stem}_{name}.png")
-        part = picture.with_suffix(".part")
-        figure.savefig(part, format="png", dpi=100)
-        os.replace(part, picture)
+        with whole(path.with_name(f"{path.stem}_{name}.png")) as new:
+            DRAWINGS[name](rows).savefig(new, format="png", dpi=100)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,7 @@ meanwhile.
 """
 
 import argparse
-import pathlib
 import statistics
-import sys
 import time
 import typing
 from collections.abc import Callable
@@ -27,15 +25,12 @@ from collections.abc import Callable
 import keras
 import numpy as np
 import pandas as pd
-from mc_dropout_speed import append, surroundings
+from record import ROOT, append, surroundings
 
-ROOT = pathlib.Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-from callbacks.clipping_logger import ClippingLogger  # noqa: E402
-from callbacks.monitors import ActivationMonitor, GradientMonitor  # noqa: E402
-from callbacks.nonfinite_guard import NonFiniteGuard  # noqa: E402
-from callbacks.schedulers import (  # noqa: E402
+from callbacks.clipping_logger import ClippingLogger
+from callbacks.monitors import ActivationMonitor, GradientMonitor
+from callbacks.nonfinite_guard import NonFiniteGuard
+from callbacks.schedulers import (
     ExponentialScheduler,
     LearningRateLogger,
     OneCycleScheduler,
@@ -43,8 +38,8 @@ from callbacks.schedulers import (  # noqa: E402
     PlateauScheduler,
     PowerScheduler,
 )
-from recipes import schedules  # noqa: E402
-from recipes.optimizers import make_optimizer  # noqa: E402
+from recipes import schedules
+from recipes.optimizers import make_optimizer
 
 RESULTS = ROOT / "benchmarks" / "results" / "training_speed.csv"
 STEPS = 400  # of an epoch

@@ -19,9 +19,7 @@ benchmarks/results/transfer.png from all rows. On TensorFlow in about 15 minutes
 """
 
 import argparse
-import os
 import pathlib
-import sys
 import typing
 
 import keras
@@ -29,14 +27,12 @@ import numpy as np
 import pandas as pd
 from keras import layers
 from matplotlib.figure import Figure
-from mc_dropout_speed import ROOT, append, surroundings
+from record import ROOT, append, surroundings, whole
 
-sys.path.insert(0, str(ROOT))
-
-import train  # noqa: E402
-from recipes import fashion_mnist  # noqa: E402
-from recipes.initializers import initializer_for  # noqa: E402
-from recipes.transfer import freeze, layerwise_optimizer, reuse, unfreeze  # noqa: E402
+import train
+from recipes import fashion_mnist
+from recipes.initializers import initializer_for
+from recipes.transfer import freeze, layerwise_optimizer, reuse, unfreeze
 
 RESULTS = ROOT / "benchmarks" / "results" / "transfer.csv"
 CLASSES_B = (0, 2)  # T-shirt/top and Pullover
@@ -230,9 +226,8 @@ def main(arguments=None):
             rows = [{**row, **facts} for row in measure(data, seed)]
             append(rows, path)
             print(pd.DataFrame(rows).iloc[:, :6].to_string(), flush=True)
-    new = path.with_suffix(".new")
-    paired_dots(pd.read_csv(path)).savefig(new, format="png", dpi=100)
-    os.replace(new, path.with_suffix(".png"))
+    with whole(path.with_suffix(".png")) as new:
+        paired_dots(pd.read_csv(path)).savefig(new, format="png", dpi=100)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import argparse
 import keras
 import numpy as np
 import pandas as pd
-from mc_dropout_speed import ROOT, append, surroundings
+from record import ROOT, append, surroundings
 
 import train
 from recipes import fashion_mnist

@@ -16,6 +16,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import mc_dropout_speed as speed  # noqa: E402
+import record  # noqa: E402
 import structures  # noqa: E402
 import table  # noqa: E402
 import training_speed  # noqa: E402
@@ -139,7 +140,7 @@ def test_speed_is_scaled_recorded_and_resumed(monkeypatch, tmp_path, garments):
     monkeypatch.setitem(speed.WAYS, speed.OURS, takes(0.5))
     subject = speed.Subject(tiny, 50, {speed.BOOK: 10, speed.OURS: 100})
     monkeypatch.setitem(speed.MODELS, "tiny", subject)
-    monkeypatch.setattr(speed, "commit", lambda: "abc")
+    monkeypatch.setattr(record, "commit", lambda: "abc")
     monkeypatch.setattr(speed, "RESULTS", tmp_path / "speed.csv")
     other = {"model": "tiny", "way": speed.BOOK, **FACTS}
     pd.DataFrame([other]).to_csv(speed.RESULTS, index=False)
@@ -362,7 +363,7 @@ def test_uncertainty_is_measured_recorded_and_resumed(monkeypatch, tmp_path, gar
     monkeypatch.setattr(uncertainty, "trained", trained)
     monkeypatch.setattr(uncertainty, "RUNS", ("dropout",))
     monkeypatch.setattr(uncertainty, "RESULTS", tmp_path / "uncertainty.csv")
-    monkeypatch.setattr(speed, "commit", lambda: "abc")
+    monkeypatch.setattr(record, "commit", lambda: "abc")
     uncertainty.main(["--seeds", "1"])
     rows = pd.read_csv(uncertainty.RESULTS).set_index("kind")
     kinds = ("deterministic", "MC Dropout")
@@ -502,7 +503,7 @@ def test_transfer_is_measured_recorded_resumed_and_drawn(
         return true_error(model, weights, x, y)
 
     monkeypatch.setattr(transfer, "error", counted)
-    monkeypatch.setattr(speed, "commit", lambda: "abc")
+    monkeypatch.setattr(record, "commit", lambda: "abc")
     path = tmp_path / "transfer.csv"
     transfer.main(["--seeds", "1", "--results", str(path)])
     rows = pd.read_csv(path)
@@ -565,7 +566,7 @@ def small_structures(monkeypatch, garments):
 def test_structures_are_measured_recorded_drawn_and_resumed(
     small_structures, garments, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(speed, "commit", lambda: "abc")
+    monkeypatch.setattr(record, "commit", lambda: "abc")
     path = tmp_path / "structures.csv"
     arguments = ["--only", "depth", "--seeds", "2", "--results", str(path)]
     structures.main(arguments)
