@@ -806,7 +806,7 @@ def run(base, settings, seed, *, look=True):
 
 CHECKS = {"labels": "check", "data": "check", "x": "varying"}  # a person's work
 _PLAIN = {"kernel_initializer", "bias_initializer", "scale", "target_scale", "x",
-          "labels", "normalization", "residual", "from_logits", *OPTIMIZER}  # fmt: skip
+          "labels", "normalization", "from_logits", *OPTIMIZER}  # fmt: skip
 
 
 def apply(change, layer, settings, base=None, *, seed=0, history=None):
@@ -822,9 +822,8 @@ def apply(change, layer, settings, base=None, *, seed=0, history=None):
         match name, value:
             case _ if CHECKS.get(name) == value:
                 pass
-            case "learning_rate", "lower" | "higher":
-                factor = 10.0 if value == "higher" else 0.1
-                new[name] = factor * rate_of(settings)
+            case "learning_rate", "lower":
+                new[name] = 0.1 * rate_of(settings)
             case "learning_rate", "search":
                 new[name] = searched_rate(base, settings, seed)
             case "global_clipnorm", "lower":
@@ -844,10 +843,6 @@ def apply(change, layer, settings, base=None, *, seed=0, history=None):
                 new |= {name: 4 * settings[name], "layers": settings["layers"] + 1}
             case "units", _:
                 new["output_units" if is_output or layer is None else name] = value
-            case "layers", "lower":
-                new[name] = max(1, settings[name] // 2)
-            case "layers", "higher":
-                new[name] = settings[name] + 2
             case "dropout", "AlphaDropout":
                 new["dropout_kind"] = value
             case "regularization", "higher":

@@ -67,15 +67,13 @@ CHANGES = {
     "from_logits": (bool,),
     "activation": (str,),  # of the finding's layer, and of those like it
     "units": ("higher", int),  # wider layers; of the finding's layer
-    "layers": ("lower",),
     "kernel_initializer": (str,),
     "bias_initializer": (str,),
     "normalization": ("batch",),
-    "residual": (bool,),
     "dropout": ("AlphaDropout",),
     "regularization": ("lower", "higher"),  # dropout, penalties, weight decay
     "optimizer": (str,),  # of make_optimizer, with its defaults
-    "learning_rate": ("lower", "higher", "search", float),  # search: by LRFinder
+    "learning_rate": ("lower", "search", float),  # search: by LRFinder
     "momentum": (float,),
     "global_clipnorm": ("lower", float),  # lower: or clip at all, at 1.0
     "epochs": ("lower", "higher"),  # lower: end where the validation loss was least
