@@ -442,7 +442,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=pathlib.Path, default=RESULTS)
+    parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     options = parser.parse_args(arguments)
     # Before TensorFlow's first operation.
     tf.config.set_logical_device_configuration(
@@ -452,7 +452,7 @@ def main(arguments=None):
     facts = surroundings()
     facts = {key: facts[key] for key in ("versions", "machine", "commit")}
     table = pd.DataFrame([{**row_of(case), **facts} for case in cases()])
-    with whole(options.output) as new:
+    with whole(options.results) as new:
         table.to_csv(new, index=False)
     print(table.iloc[:, :7].to_string())
 

@@ -13,6 +13,7 @@ meanwhile.
 """
 
 import argparse
+import pathlib
 import time
 import typing
 from collections.abc import Callable
@@ -301,16 +302,17 @@ def main(arguments=None):
     )
     parser.add_argument("models", nargs="+", choices=MODELS)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     options = parser.parse_args(arguments)
     facts = surroundings()
-    key = ["model", "backend", "machine"]
-    done = pd.read_csv(RESULTS)[key].values.tolist() if RESULTS.exists() else []
+    key, path = ["model", "backend", "machine"], options.results
+    done = pd.read_csv(path)[key].values.tolist() if path.exists() else []
     x = fashion_mnist.load(train.DATA_FOLDER).x_test
     for name in options.models:
         if [name, facts["backend"], facts["machine"]] in done:
             continue
         rows = [{**row, **facts} for row in measure(name, x, options.repeats)]
-        append(rows, RESULTS)
+        append(rows, path)
         print(pd.DataFrame(rows).iloc[:, :10].to_string(index=False), flush=True)
 
 

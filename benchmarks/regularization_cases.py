@@ -8,6 +8,7 @@ Writes benchmarks/results/regularization_cases.csv anew, whole or not at all.
 
 import argparse
 import os
+import pathlib
 import tempfile
 import typing
 from collections.abc import Callable
@@ -264,10 +265,11 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.parse_args(arguments)
+    parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
+    path = parser.parse_args(arguments).results
     facts = {k: v for k, v in surroundings().items() if k != "backend"}
     table = pd.DataFrame([{**measure(case), **facts} for case in CASES])
-    with whole(RESULTS) as new:
+    with whole(path) as new:
         table.to_csv(new, index=False)
     print(table.iloc[:, :7].to_string(index=False))
 

@@ -92,7 +92,7 @@ def main(arguments=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--output", type=pathlib.Path, default=RESULTS)
+    parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     options = parser.parse_args(arguments)
     facts = surroundings()
     rows = [
@@ -100,8 +100,8 @@ def main(arguments=None):
         for build in (book, recommended, wide)
         for row in measure(build, options.epochs)
     ]
-    options.output.unlink(missing_ok=True)
-    append(rows, options.output)
+    options.results.unlink(missing_ok=True)
+    append(rows, options.results)
     print(pd.DataFrame(rows).iloc[:, :7].to_string(index=False))
 
 

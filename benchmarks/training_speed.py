@@ -17,6 +17,7 @@ meanwhile.
 """
 
 import argparse
+import pathlib
 import statistics
 import time
 import typing
@@ -220,16 +221,17 @@ def main(arguments=None):
     )
     parser.add_argument("groups", nargs="+", choices=GROUPS)
     parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     options = parser.parse_args(arguments)
     facts = surroundings()
-    key = ["group", "backend", "machine"]
-    done = pd.read_csv(RESULTS)[key].values.tolist() if RESULTS.exists() else []
+    key, path = ["group", "backend", "machine"], options.results
+    done = pd.read_csv(path)[key].values.tolist() if path.exists() else []
     for group in options.groups:
         if [group, facts["backend"], facts["machine"]] in done:
             continue
         epochs = EPOCHS_AFTER_THE_FIRST.get(group, 0)
         rows = measure(GROUPS[group], options.rounds, epochs)
-        append([{"group": group, **row, **facts} for row in rows], RESULTS)
+        append([{"group": group, **row, **facts} for row in rows], path)
         print(pd.DataFrame(rows).to_string(index=False), flush=True)
 
 

@@ -15,6 +15,7 @@ images. The temperature acts on the mean, so it leaves the mutual information as
 """
 
 import argparse
+import pathlib
 
 import keras
 import numpy as np
@@ -128,17 +129,18 @@ def main(arguments=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to N - 1")
+    parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     options = parser.parse_args(arguments)
     facts = surroundings()
-    key = ["run", "seed"]
-    done = pd.read_csv(RESULTS)[key].values.tolist() if RESULTS.exists() else []
+    key, path = ["run", "seed"], options.results
+    done = pd.read_csv(path)[key].values.tolist() if path.exists() else []
     data = fashion_mnist.load(train.DATA_FOLDER)
     for seed in range(options.seeds):
         for name in RUNS:
             if [name, seed] in done:
                 continue
             rows = [{**row, **facts} for row in measure(name, data, seed)]
-            append(rows, RESULTS)
+            append(rows, path)
             print(pd.DataFrame(rows).T.to_string(), flush=True)
 
 

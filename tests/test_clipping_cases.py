@@ -61,7 +61,7 @@ def read(path):
 def measured(tmp_path_factory):
     path = tmp_path_factory.mktemp("cases") / "cases.csv"
     result = subprocess.run(
-        [sys.executable, SCRIPT, "--output", path],
+        [sys.executable, SCRIPT, "--results", path],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
