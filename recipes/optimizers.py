@@ -602,37 +602,12 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
             exceeded += [keras.ops.any(keras.ops.abs(g) > bound) for g in gradients]
             gradients = [keras.ops.clip(g, -bound, bound) for g in gradients]
         if self.adaptive is not None:
-            for i, variable in enumerate(variables):
-                axes = _axes_of_a_unit(variable, self.unit_axes)
-                if axes is not None:
-                    weights = keras.ops.convert_to_tensor(variable)
-                    size = keras.ops.sqrt(_squares(weights, axes))
-                    bound = self.adaptive * keras.ops.maximum(size, 1e-3)
-                    unit_norms = _norm(gradients[i], axes)
-                    is_long = keras.ops.greater(unit_norms, bound)
-                    exceeded += [keras.ops.any(is_long)]
-                    gradients[i] = _scale(gradients[i], _factor(unit_norms, bound))
+            gradients, long_units = self._clip_units(gradients, variables)
+            exceeded += long_units
         if self.clipvalue is not None or self.adaptive is not None:
             norms, norm = _norms(gradients)
-
-        # From here on every variable has one factor: all of them in one product.
-        factors = []
-        if self.clipnorm is not None:
-            exceeded += [keras.ops.any(norms > self.clipnorm)]
-            factors += [_factor(norms, self.clipnorm)]
-            norms = norms * factors[0]
-            norm = _norm(norms)
-        if self.global_clipnorm is not None or self.percentile is not None:
-            # As in Keras, infinity must not turn into a step of zeros elsewhere.
-            norm = keras.ops.where(keras.ops.isfinite(norm), norm, float("nan"))
-        if self.global_clipnorm is not None:
-            exceeded += [norm > self.global_clipnorm]
-            factors += [_factor(norm, self.global_clipnorm)]
-            norm = norm * factors[-1]
-        if self.percentile is not None:
-            bound = self._recent_percentile(norm, usable)
-            exceeded += [keras.ops.greater(norm, bound)]
-            factors += [_factor(norm, bound)]
+        factors, long_ones = self._factors(norms, norm, usable)
+        exceeded += long_ones
         if factors:
             factor = keras.ops.ones_like(norms)
             for each in factors:
@@ -649,6 +624,43 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
             # Keras adds up what the replicas hand in: 1/n of the same from each.
             gradients = [keras.ops.divide(g, num_replicas) for g in gradients]
         return gradients, usable
+
+    def _clip_units(self, gradients, variables):
+        """Bound each unit's gradient by `adaptive`; return what exceeded it, too."""
+        clipped, exceeded = list(gradients), []
+        for i, variable in enumerate(variables):
+            axes = _axes_of_a_unit(variable, self.unit_axes)
+            if axes is not None:
+                weights = keras.ops.convert_to_tensor(variable)
+                size = keras.ops.sqrt(_squares(weights, axes))
+                bound = self.adaptive * keras.ops.maximum(size, 1e-3)
+                norms = _norm(gradients[i], axes)
+                exceeded += [keras.ops.any(keras.ops.greater(norms, bound))]
+                clipped[i] = _scale(gradients[i], _factor(norms, bound))
+        return clipped, exceeded
+
+    def _factors(self, norms, norm, usable):
+        """Return what each bound on a norm multiplies by, and what exceeded it.
+
+        Factors are numbers, or one for each variable.
+        """
+        factors, exceeded = [], []
+        if self.clipnorm is not None:
+            exceeded += [keras.ops.any(norms > self.clipnorm)]
+            factors += [_factor(norms, self.clipnorm)]
+            norm = _norm(norms * factors[0])
+        if self.global_clipnorm is not None or self.percentile is not None:
+            # As in Keras, infinity must not turn into a step of zeros elsewhere.
+            norm = keras.ops.where(keras.ops.isfinite(norm), norm, float("nan"))
+        if self.global_clipnorm is not None:
+            exceeded += [norm > self.global_clipnorm]
+            factors += [_factor(norm, self.global_clipnorm)]
+            norm = norm * factors[-1]
+        if self.percentile is not None:
+            bound = self._recent_percentile(norm, usable)
+            exceeded += [keras.ops.greater(norm, bound)]
+            factors += [_factor(norm, bound)]
+        return factors, exceeded
 
     def _recent_percentile(self, norm, usable):
         """Take the norm into the window; return the bound."""
