@@ -453,6 +453,15 @@ def plot_diagnosis(
 ):
     """Draw a page: curves, layers over epochs, the findings marked and in words below.
 
+    Example:
+
+    ```python
+    from recipes.diagnose import diagnose_curves, plot_diagnosis
+
+    history = {"loss": [2.3 - 0.01 * epoch for epoch in range(20)]}
+    figure = plot_diagnosis(history, diagnose_curves(history))
+    ```
+
     Args:
         history: As for `diagnose_curves`.
         findings: What it, or `diagnose`, has returned; the number of each stands at its

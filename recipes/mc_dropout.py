@@ -9,6 +9,15 @@ Only dropout is switched on. The book's `model(x, training=True)` also moves the
 statistics of BatchNormalization and turns augmentation on, and a `Dropout(...)(x,
 training=True)` built into a Functional model is silent in `predict` on Keras 3.15.
 
+What precedes the first dropout is computed once for all samples. Dense layers behind it
+are computed only for the units that a sample keeps, which on a CPU takes a tenth of the
+time that a loop of calls takes; other layers are compiled with the masks as arguments.
+Masks are drawn here: the model's seeds stay where they are, and the numbers do not
+depend on the batch size.
+
+This file is longer than most because one file has to hold the predictor for every kind
+of dropout and model, its fast way, the result, and the book's two layers.
+
 ```python
 import keras
 import numpy as np
@@ -22,15 +31,6 @@ x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
 prediction = MCDropoutPredictor(model, num_samples=20, seed=42).predict(x, verbose=0)
 print(prediction.to_frame(["cat", "dog", "owl"]))
 ```
-
-What precedes the first dropout is computed once for all samples. Dense layers behind it
-are computed only for the units that a sample keeps, which on a CPU takes a tenth of the
-time that a loop of calls takes; other layers are compiled with the masks as arguments.
-Masks are drawn here: the model's seeds stay where they are, and the numbers do not
-depend on the batch size.
-
-This file is longer than most because one file has to hold the predictor for every kind
-of dropout and model, its fast way, the result, and the book's two layers.
 
 Reference: Gal, Ghahramani, "Dropout as a Bayesian Approximation: Representing Model
 Uncertainty in Deep Learning", 2016, https://arxiv.org/abs/1506.02142
@@ -78,6 +78,20 @@ class MCDropout(keras.layers.Dropout):
     For a model that shall always sample, in place of `keras.layers.Dropout`; arguments
     are those of `keras.layers.Dropout`. To sample from a model that has plain dropout,
     leave it as it is and use `MCDropoutPredictor`.
+
+    Example:
+
+    ```python
+    import keras
+    import numpy as np
+
+    from recipes.mc_dropout import MCDropout
+
+    model = keras.Sequential([keras.Input((4,)), MCDropout(0.5)])
+    x = np.ones((2, 4))
+    samples = [model.predict(x, verbose=0) for _ in range(10)]
+    print(np.std(samples, axis=0))
+    ```
     """
 
     def call(self, inputs, training=None):
@@ -277,21 +291,8 @@ class MCDropoutPredictor:
                 _sampled, looks=looks, flags=flags, keep=keep_samples, progress=progress
             )
             parts = list(run(work, sources))
-        settings = {
-            "seed": self.seed,
-            "inputs_per_mask": self.inputs_per_mask,
-            "from_logits": self.from_logits,
-            "min_samples": min_samples,
-            # Pairs, for nested models may hold layers of equal names.
-            "rates": [
-                [la.name, rate] for la in switched.reached for rate in _rates(la)
-            ],
-            "left_off": switched.left_off,
-            "thinned": steps is not None,
-            "keras": keras.version(),
-            "backend": keras.backend.backend(),
-            "numpy": np.__version__,
-        }
+        settings = self._settings(switched)
+        settings |= {"min_samples": min_samples, "thinned": steps is not None}
         predictions = []
         for of_one_output in zip(*parts, strict=True):
             joined = _joined(of_one_output)
@@ -299,6 +300,24 @@ class MCDropoutPredictor:
                 joined["num_samples"] = self.num_samples
             predictions.append(MCPrediction(**joined, settings=settings))
         return keras.tree.pack_sequence_as(structure, predictions)
+
+    def _settings(self, switched):
+        """What gave the numbers of a prediction."""
+        return {
+            "seed": self.seed,
+            "inputs_per_mask": self.inputs_per_mask,
+            "from_logits": self.from_logits,
+            # Pairs, for nested models may hold layers of equal names.
+            "rates": [
+                [layer.name, rate]
+                for layer in switched.reached
+                for rate in _rates(layer)
+            ],
+            "left_off": switched.left_off,
+            "keras": keras.version(),
+            "backend": keras.backend.backend(),
+            "numpy": np.__version__,
+        }
 
     def _looks(self, min_samples):
         """The numbers of samples after which inputs may be left alone."""

@@ -778,6 +778,15 @@ def plot_schedules(schedules: dict, total_steps: int):
     are positive and half lie below an eighth of the highest, otherwise one from 0. The
     momentum of a `OneCycle` is dotted, with its axis on the right.
 
+    Example:
+
+    ```python
+    from recipes.schedules import Cosine, PowerDecay, plot_schedules
+
+    schedules = {"power": PowerDecay(0.1, 200), "cosine": Cosine(0.1, 1000)}
+    figure = plot_schedules(schedules, total_steps=1000)
+    ```
+
     Args:
         schedules: `{label: schedule}`, at least one.
         total_steps: Whole number of steps of the run, positive; steps 0 to

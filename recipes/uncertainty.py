@@ -10,6 +10,17 @@ Not for regression, and not for several labels per input: the classes of a row e
 each other. The two classes of a sigmoid output `p` of shape `(inputs,)` are
 `np.stack([1 - p, p], axis=-1)`.
 
+NumPy in, NumPy out, natural logarithms (nats). `samples` are `(samples, inputs,
+classes)`, `probabilities` `(inputs, classes)`, in any float type; the work is done in
+float64. A row may miss the sum 1 by 0.001, as float16 does, and is divided by its sum,
+so the laws between the measures hold. Every function refuses input of another shape or
+range with a `ValueError` that names the argument. Every plot returns a `Figure` of its
+own, outside pyplot: save it, or after `%matplotlib inline` let a notebook cell end
+with it.
+
+This file is longer than most because it holds sixteen functions, from the measure to
+the picture of it, that share their checks.
+
 ```python
 import numpy as np
 
@@ -26,17 +37,6 @@ mean = samples.mean(axis=0)  # the prediction: average probabilities, not scores
 negative_log_likelihood(mean, labels)
 plot_coverage(mean, labels).savefig("coverage.png")
 ```
-
-Numpy in, numpy out, natural logarithms (nats). `samples` are `(samples, inputs,
-classes)`, `probabilities` `(inputs, classes)`, in any float type; the work is done in
-float64. A row may miss the sum 1 by 0.001, as float16 does, and is divided by its sum,
-so the laws between the measures hold. Every function refuses input of another shape or
-range with a `ValueError` that names the argument. Every plot returns a `Figure` of its
-own, outside pyplot: save it, or after `%matplotlib inline` let a notebook cell end
-with it.
-
-This file is longer than most because it holds sixteen functions, from the measure to
-the picture of it, that share their checks.
 
 Reference: Gal, "Uncertainty in Deep Learning", 2016, section 3.3.1,
 https://www.cs.ox.ac.uk/people/yarin.gal/website/thesis/thesis.pdf
@@ -356,6 +356,19 @@ def apply_temperature(probabilities, temperature):
 def plot_reliability(probabilities, labels, *, num_bins=15, axes=None):
     """Accuracy against confidence, bin by bin: off the diagonal is miscalibrated.
 
+    Example:
+
+    ```python
+    import numpy as np
+
+    from recipes.uncertainty import plot_reliability
+
+    rng = np.random.default_rng(42)
+    probabilities = rng.dirichlet([0.5, 0.5, 0.5], size=500)
+    labels = rng.integers(3, size=500)  # right one time in three, however sure
+    figure = plot_reliability(probabilities, labels)
+    ```
+
     Args:
         probabilities: `(inputs, classes)`.
         labels: `(inputs,)`, integers from 0 to classes - 1.
@@ -396,6 +409,19 @@ def plot_reliability(probabilities, labels, *, num_bins=15, axes=None):
 def plot_coverage(probabilities, labels, *, axes=None):
     """Accuracy on the inputs kept, when the least confident are refused.
 
+    Example:
+
+    ```python
+    import numpy as np
+
+    from recipes.uncertainty import plot_coverage
+
+    rng = np.random.default_rng(42)
+    probabilities = rng.dirichlet([0.5, 0.5, 0.5], size=500)
+    labels = [rng.choice(3, p=row) for row in probabilities]  # as sure as it is right
+    figure = plot_coverage(probabilities, labels)
+    ```
+
     Args:
         probabilities: `(inputs, classes)`.
         labels: `(inputs,)`, integers from 0 to classes - 1.
@@ -432,6 +458,20 @@ def plot_most_uncertain(
     dots far from their bar mean that the model does not know, dots close to bars of
     equal length that the image is ambiguous. Shows the ten most probable classes at
     most.
+
+    Example:
+
+    ```python
+    import numpy as np
+
+    from recipes.uncertainty import plot_most_uncertain
+
+    rng = np.random.default_rng(42)
+    images = rng.random((20, 8, 8))
+    samples = rng.dirichlet([1.0, 1.0, 1.0], size=(50, 20))
+    names = ["cat", "dog", "owl"]
+    figure = plot_most_uncertain(images, samples, class_names=names, num_images=2)
+    ```
 
     Args:
         images: `(inputs, height, width)`, or with 1 or 3 channels last. The range of
@@ -498,6 +538,19 @@ def plot_most_uncertain(
 def plot_in_and_out(scores_in, scores_out, *, axes=None):
     """Scores of known inputs and of foreign ones: the less overlap, the better.
 
+    Example:
+
+    ```python
+    import numpy as np
+
+    from recipes.uncertainty import plot_in_and_out, predictive_entropy
+
+    rng = np.random.default_rng(42)
+    known = rng.dirichlet([0.2, 0.2, 0.2], size=300)
+    foreign = rng.dirichlet([2.0, 2.0, 2.0], size=100)
+    figure = plot_in_and_out(predictive_entropy(known), predictive_entropy(foreign))
+    ```
+
     Args:
         scores_in: `(inputs,)`, uncertainty of inputs like the training data.
         scores_out: `(other inputs,)`, the same measure on inputs unlike it.
@@ -537,6 +590,19 @@ def plot_entropy_split(expected_entropy, mutual_information, *, axes=None):
     equal size (each by itself if there are fewer). A model sure of its weights has no
     upper part: dropout that hardly changes the outputs, or a network that has seen
     plenty of data.
+
+    Example:
+
+    ```python
+    import numpy as np
+
+    from recipes.uncertainty import expected_entropy, mutual_information
+    from recipes.uncertainty import plot_entropy_split
+
+    rng = np.random.default_rng(42)
+    samples = rng.dirichlet([0.5, 0.5, 0.5], size=(50, 200))
+    figure = plot_entropy_split(expected_entropy(samples), mutual_information(samples))
+    ```
 
     Args:
         expected_entropy: `(inputs,)`, nats; of `expected_entropy` or an `MCPrediction`.
