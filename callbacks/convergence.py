@@ -57,7 +57,7 @@ class StopWhenConverged(keras.callbacks.Callback):
 
     Without noise `patience` epochs are enough. With noise of deviation d from epoch to
     epoch, 4 s is below `min_delta` / patience from m = (200 (patience d / min_delta)
-    ** 2) ** (1/3) on, and at the next m that is looked at few runs are left.
+    ** 2) ** (1/3) on, and few runs go on beyond the next m that is looked at.
 
     An epoch whose loss is NaN or infinite ends what was seen: the count begins behind
     it. A second `fit` starts afresh.

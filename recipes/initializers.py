@@ -307,7 +307,7 @@ def _scheme_and_slope(activation):
     layers = keras.layers
     if isinstance(activation, layers.Activation):
         return _scheme_and_slope(activation.activation)
-    if isinstance(activation, layers.LeakyReLU | layers.ReLU):
+    if isinstance(activation, (layers.LeakyReLU, layers.ReLU)):
         return "he", float(activation.negative_slope)
     if isinstance(activation, layers.PReLU):
         slopes = keras.ops.convert_to_numpy(activation.alpha_initializer((1000,)))
@@ -349,7 +349,7 @@ def _check_choice(name, value, choices):
 def _check_seed(seed):
     if seed is None or isinstance(seed, keras.random.SeedGenerator):
         return seed
-    is_integer = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+    is_integer = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
     if not is_integer or not 0 <= seed < 2**32:  # the range JAX accepts
         raise ValueError(
             "`seed` must be None, an integer from 0 to 2**32 - 1, or a "

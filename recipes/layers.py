@@ -630,7 +630,7 @@ def _activation_layer(activation, options):
 
 
 def _activation_config(activation):
-    if activation is None or isinstance(activation, str | dict):
+    if activation is None or isinstance(activation, (str, dict)):
         return activation
     return keras.activations.serialize(activation)
 
@@ -682,7 +682,7 @@ def _checked_count(name, value, minimum=1):
 
 
 def _checked_pair(name, value):
-    pair = value if isinstance(value, list | tuple) else (value, value)
+    pair = value if isinstance(value, (list, tuple)) else (value, value)
     if len(pair) != 2:
         raise ValueError(
             f"`{name}` must be one or two integers. Received: {name}={value!r}"

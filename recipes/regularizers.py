@@ -433,7 +433,7 @@ def _check_layers(model, options_of):
 
 
 def _check_number(name, value, *, above_zero=False):
-    is_number = isinstance(value, int | float | np.integer | np.floating)
+    is_number = isinstance(value, (int, float, np.integer, np.floating))
     is_number = is_number and not isinstance(value, bool)
     limits = np.finfo("float32")  # beyond them it would be 0 or infinite on the device
     lowest = float(limits.tiny) if above_zero else 0
@@ -446,7 +446,7 @@ def _check_number(name, value, *, above_zero=False):
 
 
 def _check_axis(axis):
-    axes = axis if isinstance(axis, list | tuple) else [axis]
+    axes = axis if isinstance(axis, (list, tuple)) else [axis]
     axes = [int(a) if isinstance(a, np.integer) else a for a in axes]
     integers = {a for a in axes if type(a) is int}
     if axis is not None and not (axes and len(integers) == len(axes)):
@@ -454,4 +454,4 @@ def _check_axis(axis):
             "`axis` must be None, an integer or a list of distinct integers. "
             f"Received: axis={axis!r}"
         )
-    return axes if isinstance(axis, list | tuple) else axes[0]
+    return axes if isinstance(axis, (list, tuple)) else axes[0]

@@ -347,7 +347,7 @@ def _cut(model, drop_last):
 
 
 def _checked_head(head, kept):
-    new_layers = list(head) if isinstance(head, list | tuple) else [head]
+    new_layers = list(head) if isinstance(head, (list, tuple)) else [head]
     are_layers = all(isinstance(layer, layers.Layer) for layer in new_layers)
     if not new_layers or not are_layers or any(layer.weights for layer in new_layers):
         raise ValueError(
