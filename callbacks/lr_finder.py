@@ -232,15 +232,7 @@ class LRFinder:
                 f"Received: class_weight={class_weight!r}"
             )
         batches, num_batches = _batches_from(x, y, sample_weight, batch_size, self.seed)
-        num_steps = self.num_steps
-        if self.epochs is not None:
-            if num_batches is None or self.epochs * num_batches < 10:
-                raise ValueError(
-                    "`epochs` must make at least 10 steps of data that tell their "
-                    f"length, which is {num_batches} batches here. Give `num_steps` "
-                    f"instead. Received: epochs={self.epochs}"
-                )
-            num_steps = self.epochs * num_batches
+        num_steps = self._steps_of(num_batches)
         rates = np.geomspace(self.min_learning_rate, self.max_learning_rate, num_steps)
 
         self._num_unjudged = num_steps // 10
@@ -354,6 +346,18 @@ class LRFinder:
             margin = (highest - lowest) / 3 or 1.0
             axes.set_ylim(lowest - margin / 3, highest + margin)
         return figure
+
+    def _steps_of(self, num_batches):
+        """Return how many steps to take with data of so many batches, or None."""
+        if self.epochs is None:
+            return self.num_steps
+        if num_batches is None or self.epochs * num_batches < 10:
+            raise ValueError(
+                "`epochs` must make at least 10 steps of data that tell their length, "
+                f"which is {num_batches} batches here. Give `num_steps` instead. "
+                f"Received: epochs={self.epochs}"
+            )
+        return self.epochs * num_batches
 
     def _forget(self):
         self.learning_rates = self.losses = self.smoothed_losses = self.diverged = None

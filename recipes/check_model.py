@@ -429,12 +429,7 @@ def _forward(model, x, y=None, weights=None, plan=()):
     for layer, name in _named_leaves(model):
         names.setdefault(layer, name)
     own = {layer: watched(name, layer) for layer, name in names.items()}
-    replaced = _calls_instead(model, own)
-    if model._compile_loss is not None:  # the first loss builds it, for good
-        old = model._compile_loss
-        options = old._user_loss_weights, old.reduction, old.output_names
-        new = type(old)(old._user_loss, *options)
-        replaced.append((model, "_compile_loss", new))
+    replaced = _calls_instead(model, own) + _loss_instead(model)
     mapping = zip(model.trainable_variables, weights or [], strict=weights is not None)
     scope = keras.StatelessScope(mapping, collect_losses=True)
     # What Keras warns of in a pass, training will tell, or a finding.
@@ -466,6 +461,15 @@ def _calls_instead(owner, own):
         values = {"call": call, "_called": True, "_losses": [], "_loss_ids": set()}
         attributes += [(layer, name, value) for name, value in values.items()]
     return attributes
+
+
+def _loss_instead(model):
+    """A loss like the model's, in a list: the first pass builds it, for good."""
+    old = model._compile_loss
+    if old is None:
+        return []
+    options = old._user_loss_weights, old.reduction, old.output_names
+    return [(model, "_compile_loss", type(old)(old._user_loss, *options))]
 
 
 def _run(layer, call, args, kwargs, between):
@@ -581,29 +585,31 @@ def _signals(model, x, y):
         factors = _factors(lambda values, c=call: _replay(c, values), call.inputs)
         for tensor, gain in zip(call.inputs, factors, strict=True):
             squares[id(tensor)] = squares.get(id(tensor), 0.0) + gain**2 * expected
-        output, response = _numbers(call.output), _response(call)
         own = [of_variable[id(v)] for v in call.layer.trainable_variables]
-        flat = response is not None and response < 0.05
-        signal = {
-            "layer": call.name,
-            "activation": call.kind,
-            "mean": output.mean(),
-            "std": output.std(),
-            "dead": math.nan,
-            "saturated": math.nan,
-            "sensitive": math.nan,
+        signal = _outputs_of(call) | {
             "gradient_norm": norm,
             "weight_gradient_norm": np.linalg.norm(own) if own else math.nan,
             "weight_factor": np.linalg.norm(factors) if factors else math.nan,
             "activation_factor": factor,
             "product": math.sqrt(expected),
         }
-        if response is not None:
-            signal["dead"] = flat.reshape(-1, flat.shape[-1]).all(axis=0).mean()
-            signal["saturated"] = flat.mean()
-            signal["sensitive"] = (response >= 0.5).mean()
         signals.append((call, signal))
     return signals[::-1]
+
+
+def _outputs_of(call):
+    """The columns of the table that tell of the outputs alone."""
+    output, response = _numbers(call.output), _response(call)
+    row = {"layer": call.name, "activation": call.kind}
+    row |= {"mean": output.mean(), "std": output.std()}
+    if response is None:
+        return row | dict.fromkeys(("dead", "saturated", "sensitive"), math.nan)
+    flat = response < 0.05
+    return row | {
+        "dead": flat.reshape(-1, flat.shape[-1]).all(axis=0).mean(),
+        "saturated": flat.mean(),
+        "sensitive": (response >= 0.5).mean(),
+    }
 
 
 def _replay(call, inputs):
