@@ -61,7 +61,7 @@ _ROWS_LOOKED_AT = 256
 class ModelFinding(typing.NamedTuple):
     """One thing that is wrong with a model or its data before training.
 
-    Args:
+    Attributes:
         symptom: What was seen, in a few words, the same at each occurrence.
         layer: Name of the layer as in `signal_table`; `None` if no layer is to blame.
         evidence: `{what was measured: number}`.
