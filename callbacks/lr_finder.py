@@ -96,9 +96,10 @@ class LRFinder:
     Afterwards the model is as it was, to the bit, also when the run was interrupted:
     weights, statistics, seeds of dropout, optimizer with its learning rate and steps,
     metrics, compiled functions, `stop_training` and `history`; and so are the seeds of
-    Python and NumPy. Three things remain: a model or optimizer that was not built is,
-    as `fit` would have built it; a data set or generator has given its batches; and the
-    global generators of Keras and the backend have moved if a layer draws from them.
+    Python, NumPy and, on the CPU, PyTorch. Three things remain: a model or optimizer
+    that was not built is, as `fit` would have built it; a data set or generator has
+    given its batches; and other global generators, of Keras and the backend, have moved
+    if a layer draws from them.
 
     Example:
 
@@ -532,12 +533,29 @@ def _left_as_it_was(model):
 
 @contextlib.contextmanager
 def _seeds_left_as_they_were():
-    states = random.getstate(), np.random.get_state()
+    states = random.getstate(), np.random.get_state(), _generator_state()
     try:
         yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
+        _set_generator_state(states[2])
+
+
+def _generator_state():
+    """The state of PyTorch's generator, from which dropout without a seed draws."""
+    if keras.backend.backend() != "torch":
+        return None
+    import torch
+
+    return torch.get_rng_state().numpy()
+
+
+def _set_generator_state(state):
+    if keras.backend.backend() == "torch":
+        import torch
+
+        torch.set_rng_state(torch.tensor(state))
 
 
 def _remember(owner):

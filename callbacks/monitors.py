@@ -210,8 +210,7 @@ class GradientMonitor(_Monitor):
 
     Raises:
         ValueError: An argument is none of these. At the first epoch: the model has no
-            loss or no trainable weights, it is not built, or the backend is neither
-            TensorFlow nor JAX.
+            loss or no trainable weights, or it is not built.
 
     Reference: Glorot, Bengio, 2010, section 4.2,
         https://proceedings.mlr.press/v9/glorot10a.html
@@ -521,10 +520,10 @@ def _gradients_of(function, values):
         import jax
 
         return jax.grad(function)(values)
-    raise ValueError(
-        "GradientMonitor needs the backend tensorflow or jax. "
-        f"Received: {keras.backend.backend()}"
-    )
+    import torch
+
+    values = [value.detach().requires_grad_() for value in values]
+    return torch.autograd.grad(function(values), values, materialize_grads=True)
 
 
 def _gradients_by_tape(function, values):

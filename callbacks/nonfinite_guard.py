@@ -113,10 +113,10 @@ class NonFiniteGuard(keras.callbacks.Callback):
 
     Raises:
         ValueError: An argument is none of these. At the start of training: a callback
-            stands before that must stand behind, `callbacks` is not a list (on JAX,
-            where Keras 3.15 runs a lone callback beside the training), the model is not
-            built, its weights are not finite already, or "rollback" cannot set the
-            rate because it is a schedule's.
+            stands before that must stand behind, `callbacks` is not a list (on JAX and
+            PyTorch, where Keras 3.15 runs a lone callback beside the training), the
+            model is not built, its weights are not finite already, or "rollback" cannot
+            set the rate because it is a schedule's.
     """
 
     def __init__(

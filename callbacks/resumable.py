@@ -94,7 +94,8 @@ class Resumable(keras.callbacks.CallbackList):
       continued, but the batches are others. A warning says so.
 
     Not kept: Python's, NumPy's and the backend's global random states, which operations
-    without a seed of their own draw from, and files that other callbacks write.
+    without a seed of their own draw from (but PyTorch's on the CPU, from which dropout
+    does), and files that other callbacks write.
 
     Example:
 
@@ -239,6 +240,7 @@ class Resumable(keras.callbacks.CallbackList):
             "history": history,
             "history_epochs": history_epochs,
             "callbacks": [_state_of(callback) for callback in self.callbacks],
+            "generator": _generator_state(),
             "variables": [
                 keras.ops.convert_to_numpy(variable)
                 for variable in _variables_of(self.model)
@@ -349,6 +351,7 @@ class Resumable(keras.callbacks.CallbackList):
         variables = _variables_of(self.model)
         for variable, values in zip(variables, state["variables"], strict=True):
             variable.assign(values)
+        _set_generator_state(state.get("generator"))
         epochs = self.params["epochs"]
         if self.data is not None:
             self.data.epoch = state["data_epoch"]
@@ -390,6 +393,22 @@ def _of_all_processes(number):
     from jax.experimental import multihost_utils
 
     return multihost_utils.process_allgather(np.array(number)).ravel().tolist()
+
+
+def _generator_state():
+    """The state of PyTorch's generator, from which dropout without a seed draws."""
+    if keras.backend.backend() != "torch":
+        return None
+    import torch
+
+    return torch.get_rng_state().numpy()
+
+
+def _set_generator_state(state):
+    if keras.backend.backend() == "torch":
+        import torch
+
+        torch.set_rng_state(torch.tensor(state))
 
 
 def _check_has_state(callback):

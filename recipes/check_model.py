@@ -259,7 +259,8 @@ def check_gradients(model, x, y, *, num_entries=10, step=1e-5, seed=0):
     `keras.config.set_dtype_policy("float64")` (the layers) before the model is built
     and, on JAX, `jax.config.update("jax_enable_x64", True)` before these. On JAX,
     Keras 3.15 still computes means, tanh and others in float32; models that meet them,
-    as in normalization and mse, are refused there: use TensorFlow.
+    as in normalization and mse, are refused there, and all on PyTorch, where the mean
+    of every loss is in float32: use TensorFlow.
 
     Example:
 
@@ -300,7 +301,7 @@ def check_gradients(model, x, y, *, num_entries=10, step=1e-5, seed=0):
 
     Raises:
         ValueError: The model is not built or not compiled, or something would be
-            computed in float32; an argument is out of range.
+            computed in float32, as it is on PyTorch; an argument is out of range.
     """
     import pandas
 
@@ -531,7 +532,10 @@ def _gradients(function, values):
         import jax
 
         return jax.grad(function)(values)
-    raise ValueError(f"Gradients need TensorFlow or JAX. Received: backend={backend!r}")
+    import torch
+
+    values = [value.detach().requires_grad_() for value in values]
+    return torch.autograd.grad(function(values), values, materialize_grads=True)
 
 
 def _gradients_by_tape(function, values):
@@ -1451,6 +1455,12 @@ def _numbers(tensor):
 
 def _refuse_float32(model):
     """Refuse what would compute a loss in less than double precision."""
+    if keras.backend.backend() == "torch":
+        raise ValueError(
+            "`model` must compute in float64, but Keras 3.15 on PyTorch takes the mean "
+            "of every loss in float32: check the gradients on TensorFlow. "
+            "Received: backend='torch'"
+        )
     wrong = {keras.config.floatx()} - {"float64"}
     wrong |= {
         dtype

@@ -148,7 +148,8 @@ class MaxNorm(keras.constraints.Constraint):
         scale = ops.clip(scale, 1e-30, 1e30)  # beyond, 1 / scale may be flushed to 0
         x = x / scale
         squares = ops.sum(ops.square(x), axis=axes, keepdims=True)
-        length = ops.sqrt(ops.maximum(squares, 1.0))  # below 1 only where w is near 0
+        # Below 1 only where w is near 0. (On PyTorch `maximum` would return float32.)
+        length = ops.sqrt(ops.clip(squares, 1.0, math.inf))
         shrunk = ops.cast(x * (self.max_value * (1.0 - slack) / length), dtype)
         return ops.where(scale * length > self.max_value, shrunk, w)
 
@@ -343,7 +344,8 @@ def regularization_table(model):
         if axes is None and weight.regularizer is weight.constraint is None:
             continue
         if weight.regularizer is not None:  # Keras takes none on frozen weights
-            penalty = float(weight.regularizer(weight)) if weight.trainable else 0.0
+            penalty = weight.regularizer(weight) if weight.trainable else 0.0
+            penalty = float(ops.convert_to_numpy(penalty))
         norm = math.nan
         if axes is not None:
             values = ops.convert_to_numpy(ops.cast(weight, "float32"))

@@ -823,11 +823,12 @@ def plot_schedules(schedules: dict, total_steps: int):
         figure.supxlabel("step")
         figure.supylabel("learning rate")
     right = {}
+    # Not schedule(steps): a Keras schedule with a warmup takes one step at a time, and
+    # on PyTorch one that is no part of a batch.
+    one_by_one = ops.map if keras.backend.backend() == "torch" else ops.vectorized_map
     for axes, (label, schedule) in zip(panels, schedules.items(), strict=True):
-        # Not schedule(steps): a Keras schedule with a warmup takes one step at a time.
-        rates = ops.convert_to_numpy(
-            ops.vectorized_map(schedule, ops.convert_to_tensor(steps))
-        )
+        rates = one_by_one(schedule, ops.convert_to_tensor(steps))
+        rates = ops.convert_to_numpy(rates)
         (line,) = axes.plot(steps, rates, drawstyle="steps-post", label=label)
         if isinstance(schedule, OneCycle):
             momentum = ops.convert_to_numpy(schedule.momentum(steps))

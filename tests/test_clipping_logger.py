@@ -63,7 +63,8 @@ def test_each_epoch_is_counted_by_itself(wrap):
     np.testing.assert_allclose(history["gradient_norm"], np.abs(epochs[:, -1]), 1e-6)
     np.testing.assert_allclose(history["clipped_fraction"], clipped / finite.sum(1))
     assert history["skipped_steps"] == (4 - finite.sum(axis=1)).tolist()
-    assert model.traces <= 2  # TensorFlow traces the symbolic build and the step
+    if keras.backend.backend() != "torch":  # where each step calls the loss
+        assert model.traces <= 2  # TensorFlow traces the symbolic build and the step
 
 
 def test_training_is_the_same_with_and_without_it():
@@ -111,6 +112,8 @@ def test_clipping_most_by_intent_is_no_finding(clipping, is_finding):
     rows = np.linspace(1, 2, 50)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        # Keras 3.15's own: reading a variable under NumPy 2.
+        warnings.filterwarnings("ignore", "__array__", DeprecationWarning)
         history = fit_rows(rows_model(**clipping), rows, logger)
     assert history["clipped_fraction"][0] > 0.5
     assert (logger.finding is not None) == is_finding

@@ -1,8 +1,8 @@
 """Every Python block of docs/ runs alone, and does what its comments say.
 
 Below a line, `# ValueError: text` says that it raises this error, or warns so, and
-`# ValueError on JAX: text` that it does there alone. Behind a `print` stands what it
-prints, or `TensorFlow: this, JAX: that`.
+`# ValueError on JAX and PyTorch: text` that it does there alone. Behind a `print`
+stands what it prints, or `TensorFlow: this, JAX: that, PyTorch: another`.
 """
 
 import contextlib
@@ -14,13 +14,22 @@ import warnings
 
 import keras
 import pytest
+from conftest import FAIL_ON_TORCH
 
 DOCS = pathlib.Path(__file__).parent.parent / "docs"
 PAGES = [*sorted(DOCS.glob("*.md")), *sorted(DOCS.parent.glob("*.md"))]
 NAMES = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 HERE = NAMES[keras.backend.backend()]
 BLOCKS = [
-    pytest.param(block, id=f"{path.stem}-{number}")
+    pytest.param(
+        block,
+        id=f"{path.stem}-{number}",
+        marks=pytest.mark.skipif(
+            not importlib.util.find_spec("tensorflow")
+            and ("tensorflow" in block or "TensorBoard(" in block),
+            reason="TensorFlow is not installed",
+        ),
+    )
     for path in sorted(DOCS.glob("*.md"))
     for number, block in enumerate(
         re.findall(
@@ -28,7 +37,7 @@ BLOCKS = [
         )
     )
 ]
-TROUBLE = re.compile(r" *# (\w+(?:Error|Warning))(?: on (\w+))?: (.+)")
+TROUBLE = re.compile(r" *# (\w+(?:Error|Warning))(?: on ([\w ]+))?: (.+)")
 PRINTED = re.compile(r"print\(.*\)  # (.+)")
 
 
@@ -36,7 +45,8 @@ def expected(block):
     """Errors and warnings, and what is printed before the first error, here."""
     troubles, prints = [], []
     for line in block.splitlines():
-        if (match := TROUBLE.match(line)) and match[2] in (None, HERE):
+        match = TROUBLE.match(line)
+        if match and HERE in (match[2] or HERE).split(" and "):
             if match[1] == "TBNotInstalledError" and importlib.util.find_spec(
                 "tensorboard"
             ):
@@ -45,7 +55,9 @@ def expected(block):
             if match[1].endswith("Error"):
                 break
         if match := PRINTED.match(line):
-            by_backend = dict(re.findall(r"(TensorFlow|JAX): ([^,]+)", match[1]))
+            by_backend = dict(
+                re.findall(r"(TensorFlow|JAX|PyTorch): ([^,]+)", match[1])
+            )
             prints.append(by_backend.get(HERE, match[1]))
     return troubles, prints
 
@@ -69,6 +81,12 @@ def test_block_does_what_its_comments_say(block, tmp_path, monkeypatch):
     for (kind, text), (name, part) in zip(troubles, expected_troubles, strict=True):
         assert kind == name and part in text
     assert printed.getvalue().splitlines() == expected_prints
+
+
+def test_the_page_of_backends_has_every_reason_for_a_failure():
+    text = (DOCS / "backends.md").read_text(encoding="utf-8")
+    for reason in FAIL_ON_TORCH:
+        assert f"\n| {reason} | " in text
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)

@@ -7,6 +7,7 @@ import pathlib
 import re
 import textwrap
 
+import keras
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -34,7 +35,11 @@ def examples():
 @pytest.mark.parametrize("example", list(examples()))
 def test_fenced_example_runs(example, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    exec(compile(example, "example", "exec"), {"__name__": "example"})
+    try:
+        exec(compile(example, "example", "exec"), {"__name__": "example"})
+    finally:  # what an example sets, and does not come to set back
+        keras.config.set_floatx("float32")
+        keras.config.set_dtype_policy("float32")
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -194,7 +194,7 @@ def test_residual_convolution_adds_to_its_input(activation, strides, training):
     expected += run(norms[2], run(convs[2], x))
     before = layer.non_trainable_variables[0].numpy()
     outputs = numpy_of(layer(x, training=training))
-    np.testing.assert_allclose(outputs, expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(outputs, numpy_of(expected), rtol=1e-3, atol=1e-3)
     assert training == np.any(layer.non_trainable_variables[0].numpy() != before)
     assert layer.compute_output_shape(x.shape) == outputs.shape
     assert layer.compute_output_shape((None, None, None, 3)) == (None, None, None, 4)

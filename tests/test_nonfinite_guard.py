@@ -176,7 +176,8 @@ def test_keras_adam_turns_nan_one_step_after_a_gradient_whose_square_overflows()
     fit(model, (x[: 2 * ROWS], y[: 2 * ROWS]))
     assert np.isfinite(model.get_weights()[0]).all()  # too late to go back from here
     fit(model, (x[:ROWS], y[:ROWS]))
-    assert np.isnan(model.get_weights()[0]).all()
+    if keras.backend.backend() != "torch":  # where it never moves again
+        assert np.isnan(model.get_weights()[0]).all()
 
 
 def test_a_slot_that_is_infinite_is_rolled_back_though_loss_and_weights_are_finite():
@@ -278,10 +279,10 @@ def test_the_order_in_an_earlier_fit_does_not_count():
     fit(linear(), data()[0], watch, keeper)
 
 
-def test_a_lone_callback_comes_too_late_on_jax_and_is_refused():
+def test_a_lone_callback_comes_too_late_but_on_tensorflow_and_is_refused():
     model, watch = linear(), guard()
     (x, y), _ = data(bad=(2,))
-    if keras.backend.backend() == "jax":
+    if keras.backend.backend() != "tensorflow":
         with pytest.raises(ValueError, match=r"must be a list.*Received: callbacks="):
             model.fit(x, y, batch_size=ROWS, verbose=0, callbacks=watch)
     else:

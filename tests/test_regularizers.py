@@ -116,6 +116,18 @@ def nan_alarm():
 
         with jax.debug_nans(True):
             yield
+    elif keras.backend.backend() == "torch":
+        import torch
+
+        class Alarm(torch.overrides.TorchFunctionMode):
+            def __torch_function__(self, function, types, args=(), kwargs=None):
+                result = function(*args, **(kwargs or {}))
+                if isinstance(result, torch.Tensor) and result.isnan().any():
+                    raise FloatingPointError(f"NaN from {function}")
+                return result
+
+        with Alarm():
+            yield
     else:
         import tensorflow as tf
 
