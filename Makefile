@@ -9,7 +9,7 @@ PARALLEL := --numprocesses auto --maxprocesses 2
 APT := apt-get -qq -o Dir::State=$(CURDIR)/data/apt -o Dir::Cache=$(CURDIR)/data/apt \
        -o Debug::NoLocking=1 -o APT::Sandbox::User=
 
-.PHONY: train test test-all lint notebooks table docs clean
+.PHONY: train test test-all test-torch lint notebooks table docs clean
 
 train: .venv/user.stamp data/ready.stamp  # train the recommended run on Fashion-MNIST
 	$(BIN)/python train.py $(ARGS)
@@ -22,6 +22,9 @@ test: .venv/dev.stamp data/ready.stamp  # all tests but the slow, on TensorFlow 
 test-all: .venv/dev.stamp data/ready.stamp  # the slow ones, too: training killed 20 times
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -q $(PARALLEL)
 	KERAS_BACKEND=jax $(BIN)/python -m pytest -q $(PARALLEL)
+
+test-torch: .venv-torch/stamp  # the same as make test on PyTorch, where no TensorFlow is
+	KERAS_BACKEND=torch .venv-torch/bin/python -m pytest -q $(PARALLEL) -m 'not slow'
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff format --check .
@@ -46,7 +49,7 @@ docs: .venv/dev.stamp  # write docs/reference/index.html: every public name, sea
 	  --output-directory docs/reference recipes callbacks
 
 clean:
-	rm -rf .venv runs docs/reference
+	rm -rf .venv .venv-torch runs docs/reference
 
 .venv/user.stamp: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "Python 3.11 to 3.13 is needed: make PYTHON=python3.12")'
@@ -56,6 +59,14 @@ clean:
 
 .venv/dev.stamp: .venv/user.stamp
 	$(BIN)/python -m pip install --quiet -r requirements.txt -e '.[dev]'
+	touch $@
+
+# PyTorch for the CPU: on Linux, the one from PyPI brings gigabytes for GPUs.
+.venv-torch/stamp: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv-torch
+	grep -v tensorflow requirements.txt | .venv-torch/bin/python -m pip install --quiet \
+	  --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0 \
+	  -r /dev/stdin -e '.[dev]'
 	touch $@
 
 # Keras downloads the data, or finds them on this machine. Where it cannot, the Debian

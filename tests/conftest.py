@@ -35,7 +35,8 @@ FAIL_ON_TORCH = {
         "test_right_gradients_agree_with_differences",
         "test_wrong_gradients_are_seen_below_the_layer_that_makes_them",
         "test_gradient_and_difference_of_a_quadratic_are_its_closed_form",
-        "test_means_in_float32_are_refused_where_keras_takes_them",
+        "test_gradients_in_float32_are_refused",
+        "test_a_layer_or_loss_in_float32_is_refused",
         "test_fenced_example_runs[recipes.check_model:check_gradients:0]",
     },
     "several devices": {

@@ -411,7 +411,8 @@ def test_the_model_is_bit_identical_after_an_interruption():
     Interrupts.armed = False
     assert everything_of(model) == before
     x = data(4, 6)
-    np.testing.assert_array_equal(model(x), model(x))
+    outputs = [keras.ops.convert_to_numpy(model(x)) for _ in range(2)]
+    np.testing.assert_array_equal(*outputs)
 
 
 def test_always_on_layers_are_sampled_like_plain_ones():
@@ -920,10 +921,11 @@ def test_a_second_call_compiles_nothing_and_sees_new_weights(build, monkeypatch)
     model, x = build(), data(40, 6)
     predictor = MCDropoutPredictor(model, num_samples=25, seed=1)
     before = predictor.predict(x, batch_size=20, verbose=0)
-    assert len(traces) == (0 if before.settings["thinned"] else 1)
+    compiles = keras.backend.backend() != "torch" and not before.settings["thinned"]
+    assert len(traces) == compiles
     model.set_weights([1 + weights for weights in model.get_weights()])
     after = predictor.predict(x, batch_size=20, keep_samples=True, verbose=0)
-    assert len(traces) == (0 if before.settings["thinned"] else 1)
+    assert len(traces) == compiles
     expected = sample(model, x, 25, seed=1)
     np.testing.assert_allclose(after.samples, expected.samples, rtol=1e-5, atol=1e-5)
     assert (before.mean != after.mean).any()
