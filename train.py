@@ -10,7 +10,8 @@
 
 A run is one short function below: it returns a compiled model and its callbacks.
 The runs whose names begin with cifar10 are the chapter's exercise on CIFAR-10, which
-Keras downloads; `--data garments` tries them on made images of its shape.
+Keras downloads, checks and unpickles; `--data garments` tries them on made images of
+its shape.
 
 Results go to runs/NAME-SEED/: model.keras, history.csv, metrics.json, curves.png and,
 for runs with dropout, uncertainty.png; with --diagnose diagnosis.json and .png.
@@ -40,7 +41,7 @@ from keras import layers
 from matplotlib.figure import Figure
 
 from callbacks.monitors import ActivationMonitor, GradientMonitor
-from callbacks.resumable import Resumable
+from callbacks.resumable import Resumable, StateError
 from callbacks.schedulers import (
     ExponentialScheduler,
     LearningRateLogger,
@@ -665,23 +666,33 @@ def main(arguments=None):
         for name, one in RUNS.items():
             print(f"{name:<{width}}  {one.description}")
         return 0
-    with contextlib.ExitStack() as stack:
-        try:
-            data, source = load_data(options)
-            devices = stack.enter_context(devices_of(options, data))
-        except (OSError, ValueError) as error:
-            parser.error(" ".join(str(error).split()))
-        try:
-            with folder_in_the_making(options) as folder:
-                train(options, data, source, folder, devices)
-        except OSError as error:
-            parser.error(f"the results cannot be written: {error}")
-        except ValueError as error:
-            if not options.resume:
-                raise
-            parser.error(f"cannot go on: {error}")
-        except KeyboardInterrupt:
-            parser.exit(130, "\ntrain.py: interrupted, no results were written\n")
+    try:
+        with contextlib.ExitStack() as stack:
+            try:
+                data, source = load_data(options)
+                devices = stack.enter_context(devices_of(options, data))
+            except (OSError, ValueError) as error:
+                parser.error(str(error))
+            try:
+                with folder_in_the_making(options) as folder:
+                    train(options, data, source, folder, devices)
+            except OSError as error:
+                way_out = "mend this, or name another folder with --output"
+                if options.resume:
+                    way_out = "once this is mended, the same command goes on"
+                where = run_folder(options)
+                parser.error(
+                    f"the results cannot be written to {where}: {error}; {way_out}"
+                )
+            except StateError as error:
+                parser.error(f"cannot go on: {error}")
+    except KeyboardInterrupt:
+        next_time = "with --resume it would go on from the last epoch next time"
+        if options.resume:
+            next_time = "the same command goes on from the last epoch"
+        parser.exit(
+            130, f"\ntrain.py: interrupted, no results were written; {next_time}\n"
+        )
     print(f"Written to {run_folder(options)}, from {source}.")
     return 0
 
@@ -893,8 +904,16 @@ def load_data(options):
     data_dir = DATA_FOLDER
     if options.data not in ("auto", "fashion-mnist", "garments"):
         data_dir = pathlib.Path(options.data)
-        if not list(data_dir.glob("*-ubyte.gz")):
-            raise ValueError(f"--data: {data_dir} holds no *-ubyte.gz files")
+        try:
+            has_files = any(name.endswith("-ubyte.gz") for name in os.listdir(data_dir))
+            problem = "holds no *-ubyte.gz files"
+        except OSError as error:
+            has_files, problem = False, f"cannot be read ({error.strerror})"
+        if not has_files:
+            raise ValueError(
+                f"--data: {data_dir} {problem}; name the folder of Fashion-MNIST's "
+                "four, or leave --data away to have them looked for"
+            )
     if options.data != "garments":
         try:
             # Keras tells of its download on stdout, whose first line is this script's.
@@ -1034,12 +1053,13 @@ def folder_in_the_making(options):
     """A new folder that becomes the run's own only when all went well."""
     target = run_folder(options)
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists():
-        foreign = sorted({path.name for path in target.iterdir()} - FILES)
+    # What would be in the way in the end is refused before training.
+    if os.path.lexists(target):
+        foreign = sorted(set(os.listdir(target)) - FILES)
         if foreign:
-            raise FileExistsError(
-                f"{target} holds {foreign[0]}, which is not from here"
-            )
+            raise FileExistsError(f"it holds {foreign[0]}, which is not from here")
+        if not os.access(target, os.W_OK):
+            raise PermissionError("it is read-only")
     with scratch_folder(options) as scratch:
         making, old = scratch / "new", scratch / "old"
         if old.exists() and not target.exists():  # killed between the two renamings
@@ -1079,7 +1099,7 @@ class OneSentenceParser(argparse.ArgumentParser):
 
     def error(self, message):
         """Say what is wrong and leave."""
-        self.exit(2, f"train.py: {message}\n")
+        self.exit(2, f"train.py: {' '.join(message.split())}\n")
 
 
 def run_name(text):

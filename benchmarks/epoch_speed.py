@@ -209,7 +209,7 @@ class Trainer:
     """Answers requests; keeps a model for each way."""
 
     def __init__(self, path):
-        with np.load(path) as data:
+        with np.load(path, allow_pickle=False) as data:
             self.data = {name: data[name] for name in data}
         self.models = {}
 

@@ -53,7 +53,7 @@ class Trainer:
     """Answers requests; keeps a model for each way."""
 
     def __init__(self, path):
-        with np.load(path) as data:
+        with np.load(path, allow_pickle=False) as data:
             self.x = torch.from_numpy(data["x_train"])
             self.y = torch.from_numpy(data["y_train"].astype("int64"))
         self.models = {}

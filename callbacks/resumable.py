@@ -61,6 +61,12 @@ _KERAS_STATES = {
     keras.callbacks.ReduceLROnPlateau: ("best", "cooldown_counter", "wait"),
     keras.callbacks.TerminateOnNaN: (),
 }
+_PARTS = {"epoch", "stopped", "settings", "data_epoch", "history", "history_epochs"}
+_PARTS |= {"callbacks", "variables"}
+
+
+class StateError(ValueError):
+    """The folder holds a state, but none that this training can go on from."""
 
 
 class Resumable(keras.callbacks.CallbackList):
@@ -128,9 +134,11 @@ class Resumable(keras.callbacks.CallbackList):
 
     Raises:
         ValueError: An argument is none of these, or a callback's state could not be
-            kept. At the start of training: the model is not built, a callback is in the
-            list of `fit` as well, the state has other settings or other weights, all
-            files of it are damaged, or several hosts are more than an epoch apart.
+            kept. At the start of training: the model is not built, or a callback is in
+            the list of `fit` as well.
+        StateError: At the start of training: the state has other settings, weights or
+            callbacks, all files of it are damaged, or several hosts are more than an
+            epoch apart. They are left as they are.
         OSError: The state cannot be written, with the reason. What was there before is
             still there.
     """
@@ -200,7 +208,7 @@ class Resumable(keras.callbacks.CallbackList):
             super().on_train_begin(logs)
         else:
             self._check_fits(path)
-            self._restore(logs)
+            self._restore(path, logs)
             if self.verbose:
                 print(f"Resumable: going on from {path}")
 
@@ -214,12 +222,15 @@ class Resumable(keras.callbacks.CallbackList):
         super().on_epoch_begin(epoch, logs)
 
     def on_epoch_end(self, epoch, logs=None):
-        """Keep the state."""
-        super().on_epoch_end(epoch, logs)
+        """Keep the state, with what the callbacks add to the logs."""
+        logs = {} if logs is None else logs
+        # Keras's own loop (3.15) gives them a copy, which History would not see.
+        for callback in self.callbacks:
+            callback.on_epoch_end(epoch, logs)
         # History itself comes after this callback.
         history = self.model.history
         columns = {name: list(values) for name, values in history.history.items()}
-        for name, value in (logs or {}).items():
+        for name, value in logs.items():
             columns.setdefault(name, []).append(value)
         self._save(epoch + 1, columns, [*history.epoch, epoch])
 
@@ -273,20 +284,24 @@ class Resumable(keras.callbacks.CallbackList):
 
     def _newest_state(self):
         """Return the newest whole state and its file, or (None, None)."""
-        paths = self._paths()
-        for path in paths:
+        damaged = {}
+        for path in self._paths():
             try:
-                return _read_state(path), path
+                state = _read_state(path)
             except Exception as error:  # damage shows in a dozen ways
+                damaged[path] = error
+                continue
+            for newer, error in damaged.items():
                 warnings.warn(
-                    f"{path} is damaged ({error}): the state before it is taken.",
+                    f"{newer} is damaged ({error}): the state before it is taken.",
                     stacklevel=2,
                 )
-        if paths:
-            raise ValueError(
-                "`directory` must hold a state that is whole, or none. "
-                f"Received: directory={str(self.directory)!r}, where all are damaged: "
-                f"{', '.join(path.name for path in paths)}"
+            return state, path
+        if damaged:
+            raise StateError(
+                "`directory` must hold a state that is whole, or none; delete the "
+                f"folder to train anew. Received: directory={str(self.directory)!r}, "
+                f"where all are damaged: {', '.join(path.name for path in damaged)}"
             )
         return None, None
 
@@ -299,7 +314,7 @@ class Resumable(keras.callbacks.CallbackList):
             if oldest == max(epochs):
                 return state, path
             if oldest < max(epochs) - 1:  # more than a kill can do
-                raise ValueError(
+                raise StateError(
                     "`directory` must hold the same state in all processes, but for "
                     "the last epoch; delete all to train anew. Received: "
                     f"directory={str(self.directory)!r}, epochs {epochs} (-1: none)"
@@ -311,7 +326,7 @@ class Resumable(keras.callbacks.CallbackList):
     def _check_fits(self, path):
         state = self._state
         if state["settings"] != self.settings:
-            raise ValueError(
+            raise StateError(
                 f"`settings` must be those of the state in {path}, which are "
                 f"{state['settings']}; delete the folder to train anew. "
                 f"Received: settings={self.settings}"
@@ -330,19 +345,26 @@ class Resumable(keras.callbacks.CallbackList):
         }
         for name, values in found.items():
             if values != saved[name]:
-                raise ValueError(
+                raise StateError(
                     f"The state in {path} is of another program, with other {name}: "
                     f"{saved[name]}; delete the folder to train anew. "
                     f"Received: {name}={values}"
                 )
 
-    def _restore(self, logs):
+    def _restore(self, path, logs):
         """Put the state back, around the beginning of the callbacks."""
         state = self._state
         states = [each["state"] for each in state["callbacks"]]
         for callback, each in zip(self.callbacks, states, strict=True):
             if type(callback) not in _KERAS_STATES:
-                callback.set_state(each)  # which survives what comes next
+                try:
+                    callback.set_state(each)  # which survives what comes next
+                except ValueError as error:
+                    raise StateError(
+                        f"The state in {path} is of another program, with another "
+                        f"{type(callback).__name__}; delete the folder to train anew. "
+                        f"{error}"
+                    ) from error
         super().on_train_begin(logs)
         for callback, each in zip(self.callbacks, states, strict=True):
             if type(callback) in _KERAS_STATES:
@@ -454,7 +476,10 @@ def _read_state(path):
     # Each part of the file has a checksum, which is compared when it is read.
     with open(path, "rb") as file, np.load(file, allow_pickle=False) as parts:
         arrays = [parts[f"array{i}"] for i in range(len(parts.files) - 1)]
-        return _with_arrays(json.loads(str(parts["state"])), arrays)
+        state = _with_arrays(json.loads(str(parts["state"])), arrays)
+    if not isinstance(state, dict) or state.keys() != _PARTS:
+        raise ValueError("it was written by another program")
+    return state
 
 
 def _without_arrays(value, arrays):

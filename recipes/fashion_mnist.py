@@ -114,6 +114,7 @@ def load(data_dir=None, *, scale="unit", validation_size=5000):
         FileNotFoundError: No place has the data; names all four ways to get them.
         ValueError: A file is missing beside the others, truncated, corrupt, of the
             wrong shape, or other than the published data; names the file.
+        OSError: A file cannot be read; names it.
     """
     _check_split(scale, validation_size, num_samples=60000)
     home = pathlib.Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()
@@ -400,31 +401,41 @@ def _check_split(scale, validation_size, num_samples):
 
 
 def _first_with_data(folders):
-    return next((f for f in folders if any((f / n).exists() for n in _FILES)), None)
+    # os.path: a folder that must not be looked into has no data for us.
+    return next(
+        (f for f in folders if any(os.path.exists(f / n) for n in _FILES)), None
+    )
 
 
 def _read(path):
     header, shape, digest = _FILES[path.name]
     header = bytes.fromhex(header)
-    if not path.is_file():
-        raise ValueError(f"{path} is missing beside the other files of Fashion-MNIST.")
+    mend = "replace it, or remove all four to have them looked for elsewhere"
+    if not os.path.isfile(path):
+        raise ValueError(
+            f"{path} is missing beside the other files of Fashion-MNIST: put it there, "
+            "or remove all four to have them looked for elsewhere."
+        )
     try:
         content = gzip.decompress(path.read_bytes())
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} is truncated or corrupt ({error}).") from error
+        problem = f"{path} is truncated or corrupt ({error}): {mend}."
+        raise ValueError(problem) from error
+    except OSError as error:
+        raise OSError(f"{path} cannot be read: {error.strerror}.") from error
     if content[:4] != header[:4]:
         raise ValueError(
-            f"{path} does not begin with the magic number {header[:4].hex()}. "
+            f"{path} does not begin with the magic number {header[:4].hex()}: {mend}. "
             f"Received: {content[:4].hex()}"
         )
     if content[: len(header)] != header or len(content) - len(header) != np.prod(shape):
         raise ValueError(
-            f"{path} does not hold an array of shape {shape}. Received: header "
+            f"{path} does not hold an array of shape {shape}: {mend}. Received: header "
             f"{content[: len(header)].hex()}, {len(content)} bytes in all"
         )
     if hashlib.sha256(content).hexdigest() != digest:
         raise ValueError(
-            f"{path} is not the published Fashion-MNIST: its SHA-256 differs."
+            f"{path} is not the published Fashion-MNIST, its SHA-256 differs: {mend}."
         )
     return np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape)
 

@@ -475,7 +475,13 @@ class MCPrediction:
         )
 
     def save(self, path):
-        """Write everything to one npz file, whole or not at all, without pickle."""
+        """Write everything to one npz file, whole or not at all, without pickle.
+
+        Raises:
+            ValueError: `path` is not that of a file in an existing folder.
+            OSError: The file cannot be written, with the reason. What was there before
+                is still there.
+        """
         path = _path(path)
         arrays = {k: v for k, v in vars(self).items() if isinstance(v, np.ndarray)}
         facts = {k: v for k, v in vars(self).items() if isinstance(v, (int, dict))}
@@ -488,8 +494,12 @@ class MCPrediction:
             with open(new, "wb") as file:
                 np.savez_compressed(file, facts=json.dumps(facts), **arrays)
             os.replace(new, path)
+        except OSError as error:
+            problem = f"The prediction cannot be written to {path}: {error}"
+            raise OSError(problem) from error
         finally:
-            new.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # where none could be made either
+                new.unlink()
 
     @classmethod
     def load(cls, path):
@@ -499,9 +509,13 @@ class MCPrediction:
             ValueError: The file is not one that `save` wrote; names it.
         """
         try:
-            with np.load(_path(path), allow_pickle=False) as archive:
-                arrays = dict(archive)
+            with open(_path(path), "rb") as file:  # NumPy leaves a damaged one open
+                with np.load(file, allow_pickle=False) as archive:
+                    arrays = dict(archive)
             facts = json.loads(str(arrays.pop("facts")))
+            missing = {"mean", "std", "num_samples", "settings"} - {*arrays, *facts}
+            if missing:
+                raise ValueError(f"it has no {', '.join(sorted(missing))}")
             absent = dict.fromkeys(f.name for f in dataclasses.fields(cls))
             return cls(**{**absent, **arrays, **facts})
         except FileNotFoundError:

@@ -328,6 +328,7 @@ OTHERS = {
     "recipes.fashion_mnist.FashionMNIST",
     "recipes.mc_dropout.MCPrediction",
     "callbacks.clipping_logger.ClippingLogger",
+    "callbacks.resumable.StateError",
     "callbacks.schedulers.LearningRateLogger",
 }
 

@@ -174,6 +174,94 @@ def test_the_twin_check_sees_a_broken_law(sources):
     assert wrong_twins(sources)
 
 
+# --- nothing that is read can run code
+
+UNSAFE_MODULES = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
+UNSAFE_CALLS = {"__import__", "read_pickle", "to_pickle", "urlopen", "urlretrieve"}
+UNSAFE_CALLS |= {"enable_unsafe_deserialization"}
+# What shows that a download of Keras's is checked: by who asks for it, or by Keras.
+DOWNLOADS = {"fashion_mnist": "hashlib.sha256", "cifar10": "Keras downloads, checks"}
+
+
+def unsafe_lines(source):
+    """Numbers of the lines that could run code from a file, or trust a download."""
+    unsafe = set()
+    for node in ast.walk(ast.parse(source)):
+        modules = []
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            modules = [node.module or ""]
+        if UNSAFE_MODULES & {module.split(".")[0] for module in modules}:
+            unsafe.add(node.lineno)
+        if not isinstance(node, ast.Call):
+            continue
+        function = node.func
+        owner = ast.unparse(getattr(function, "value", ast.Name("")))
+        # `model.eval()` is PyTorch's and reads nothing.
+        name = getattr(function, "attr", getattr(function, "id", ""))
+        options = {each.arg: ast.unparse(each.value) for each in node.keywords}
+        digest = DOWNLOADS.get(owner.split(".")[-1], " no digest ")
+        if (
+            (name in {"eval", "exec"} and not owner)
+            or name in UNSAFE_CALLS
+            or (
+                f"{owner}.{name}" == "np.load"
+                and options.get("allow_pickle") != "False"
+            )
+            or options.get("safe_mode", "True") != "True"
+            or (name == "get_file" and "file_hash" not in options)
+            or (name == "load_data" and owner and digest not in source)
+        ):
+            unsafe.add(node.lineno)
+    return sorted(unsafe)
+
+
+READERS = [*FILES, ROOT / "train.py", *sorted((ROOT / "benchmarks").glob("*.py"))]
+
+
+@pytest.mark.parametrize("path", READERS, ids=lambda path: path.stem)
+def test_nothing_that_is_read_can_run_code(path):
+    assert unsafe_lines(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "import joblib.memory",
+        "eval(text)",
+        "exec(text)",
+        "pandas.read_pickle(path)",
+        "np.load(path)",
+        "np.load(path, allow_pickle=True)",
+        "np.load(path, allow_pickle=flag)",
+        "keras.saving.load_model(path, safe_mode=False)",
+        "keras.config.enable_unsafe_deserialization()",
+        "keras.utils.get_file('a', 'https://a')",
+        "keras.datasets.mnist.load_data()",
+        "datasets.cifar10.load_data()",
+        "urllib.request.urlopen(url)",
+    ],
+)
+def test_the_check_of_what_is_read_sees_a_broken_law(line):
+    assert unsafe_lines(line) == [1]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "np.load(path, allow_pickle=False)",
+        "model.eval()",
+        "keras.saving.load_model(path, safe_mode=True)",
+        "keras.utils.get_file('a', 'https://a', file_hash='00')",
+    ],
+)
+def test_the_check_of_what_is_read_leaves_the_rest(line):
+    assert unsafe_lines(line) == []
+
+
 @every_file
 def test_header_says_what_when_how_and_since(path):
     docstring = ast.get_docstring(ast.parse(path.read_text()))

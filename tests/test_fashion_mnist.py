@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import os
+import pathlib
 import struct
 
 import keras
@@ -155,7 +156,42 @@ def test_a_damaged_file_is_one_error_that_names_it(
     damage(tmp_path / "mine" / name, kind)
     with pytest.raises(ValueError, match=message) as error:
         load(tmp_path / "mine", validation_size=10)
-    assert name in str(error.value)
+    assert name in str(error.value) and "remove all four" in str(error.value)
+
+
+def test_a_file_that_cannot_be_read_is_one_error_that_names_it(
+    published, tmp_path, monkeypatch
+):
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    _, write = published
+    write(tmp_path / "mine")
+    monkeypatch.setattr(pathlib.Path, "read_bytes", refused)
+    path = tmp_path / "mine" / next(iter(NAMES))
+    with pytest.raises(OSError, match=f"^{path} cannot be read: Permission denied.$"):
+        load(tmp_path / "mine", validation_size=10)
+
+
+def test_a_folder_that_must_not_be_looked_into_is_passed_over(
+    published, tmp_path, monkeypatch
+):
+    _, write = published
+    write(tmp_path / "system")
+    # As good as a folder without leave to enter, which root has everywhere.
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / ("x" * 300)))
+    load(validation_size=10)
+
+
+def test_reading_writes_nothing_and_needs_no_leave_to(published, tmp_path):
+    _, write = published
+    folder = tmp_path / "mine"
+    write(folder)
+    for path in [*folder.iterdir(), folder]:
+        path.chmod(0o555 if path is folder else 0o444)
+    before = folder.stat().st_mtime_ns
+    load(folder, validation_size=10)
+    assert folder.stat().st_mtime_ns == before and len(list(folder.iterdir())) == 4
 
 
 def real_data():

@@ -1,6 +1,8 @@
 import concurrent.futures
 import json
 import os
+import pathlib
+import pickle
 import tracemalloc
 
 import keras
@@ -1221,11 +1223,55 @@ def test_saved_prediction_loads_with_its_settings(tmp_path, keep_samples):
         result.save(tmp_path / "nowhere" / "prediction.npz")
 
 
-def test_a_damaged_file_is_named(tmp_path):
+class Trap:
+    """Whoever unpickles it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return pathlib.Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path, whole: path.write_bytes(b"PK nothing"),
+        lambda path, whole: path.write_bytes(b""),
+        lambda path, whole: path.write_bytes(whole[: len(whole) // 2]),
+        lambda path, whole: path.write_bytes(pickle.dumps(Trap(path.parent / "a"))),
+        lambda path, whole: np.savez(path, mean=np.array([Trap(path.parent / "a")])),
+        lambda path, whole: np.savez(path, weights=np.ones(3)),
+        lambda path, whole: np.savez(path, facts=json.dumps({"num_samples": 5})),
+    ],
+    ids=["noise", "empty", "half", "pickle", "pickle inside", "npz", "no mean"],
+)
+def test_a_damaged_file_is_named(damage, tmp_path):
     path = tmp_path / "prediction.npz"
-    path.write_bytes(b"PK nothing")
+    predictor = MCDropoutPredictor(classifier(), num_samples=2)
+    predictor.predict(data(3, 6), verbose=0).save(path)
+    damage(path, path.read_bytes())
     with pytest.raises(ValueError, match="`path`.*Received: path=.*prediction.npz"):
         MCPrediction.load(path)
+    assert os.listdir(tmp_path) == ["prediction.npz"]
+
+
+@pytest.mark.parametrize("failing", ["open", "replace"])
+def test_a_full_disk_leaves_the_older_prediction(failing, tmp_path, monkeypatch):
+    path = tmp_path / "prediction.npz"
+    path.write_text("old")
+    prediction = MCDropoutPredictor(classifier(), num_samples=2).predict(
+        data(3, 6), verbose=0
+    )
+    with monkeypatch.context() as full, pytest.raises(OSError) as error:
+        if failing == "replace":
+            full.setattr(os, "replace", lambda *_: open("/dev/full/no"))
+        else:
+            new = tmp_path / f".prediction.npz.{os.getpid()}.new"
+            new.symlink_to("/dev/full")
+        prediction.save(path)
+    assert f"cannot be written to {path}: [Errno " in str(error.value)
+    assert path.read_text() == "old" and os.listdir(tmp_path) == [path.name]
 
 
 # --- the book's layers

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import callbacks.resumable
 from callbacks.clipping_logger import ClippingLogger
 from callbacks.nonfinite_guard import NonFiniteGuard
-from callbacks.resumable import Resumable
+from callbacks.resumable import Resumable, StateError
 from callbacks.schedulers import (
     ExponentialScheduler,
     OneCycleScheduler,
@@ -350,6 +350,43 @@ def test_history_has_what_callbacks_before_it_have_logged(tmp_path):
     assert fit(3).history["ten"] == [0, 10, 20]
 
 
+def test_what_the_callbacks_inside_add_to_the_logs_is_in_history(tmp_path):
+    class Log(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            logs["ten"] = 10.0 * epoch
+
+        def get_state(self):
+            return {}
+
+        def set_state(self, state):
+            pass
+
+    def fit(epochs):
+        model, batches = network(), epoch_batches(X, Y, 16, seed=3)
+        resumable = Resumable(tmp_path, callbacks=[Log()], data=batches, verbose=0)
+        return model.fit(batches, epochs=epochs, verbose=0, callbacks=[resumable])
+
+    assert fit(1).history["ten"] == [0]
+    assert fit(3).history["ten"] == [0, 10, 20]
+
+
+def test_a_state_that_a_callback_does_not_know_is_refused(tmp_path):
+    class Log(keras.callbacks.Callback):
+        def get_state(self):
+            return {"old": 1}
+
+        def set_state(self, state):
+            raise ValueError(f"`state` must have new. Received: state={state}")
+
+    def fit(epochs):
+        resumable = Resumable(tmp_path, callbacks=[Log()], verbose=0)
+        network().fit(X, Y, epochs=epochs, verbose=0, callbacks=[resumable])
+
+    fit(1)
+    with pytest.raises(StateError, match="with another Log; delete the folder.*new"):
+        fit(2)
+
+
 def test_only_the_last_two_states_are_kept(tmp_path):
     program(tmp_path)
     names = sorted(path.name for path in tmp_path.iterdir())
@@ -404,10 +441,13 @@ def test_damaged_states_alone_are_refused_and_left_alone(tmp_path):
         program(tmp_path, (0, 1))
     path = tmp_path / "fit0-epoch000000.npz"
     path.write_bytes(b"")
-    with (
-        pytest.warns(UserWarning, match="is damaged"),
-        pytest.raises(ValueError, match="where all are damaged: fit0-epoch000000.npz"),
-    ):
+    with pytest.raises(StateError, match="all are damaged: fit0-epoch000000.npz"):
+        program(tmp_path)
+    np.savez(path, state=np.array("{}"))  # whole, but of another program
+    with pytest.raises(StateError, match="delete the folder to train anew"):
+        program(tmp_path)
+    path.write_bytes(b"")
+    with pytest.raises(StateError):
         program(tmp_path)
     assert path.read_bytes() == b""
 

@@ -260,7 +260,9 @@ def test_a_full_disk_ends_a_resumable_run_in_one_sentence(tmp_path):
         cwd=ROOT,
     )
     assert result.returncode == 2
-    assert "train.py: the results cannot be written: " in result.stderr.splitlines()[-1]
+    last = result.stderr.splitlines()[-1]
+    assert "train.py: the results cannot be written to " in last
+    assert last.endswith("once this is mended, the same command goes on")
     assert os.listdir(tmp_path) == [".adam-0.resume"]
     train.main(arguments)
     assert os.listdir(tmp_path) == ["adam-0"]
