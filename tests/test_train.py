@@ -168,7 +168,7 @@ def test_list_names_every_run_with_one_line(capsys):
         (["--epochs", "many"], "not 'many'"),
         (["--seed", "-1"], "must be a whole number from 0, not '-1'"),
         (["--seed", str(2**32)], "must be a whole number"),
-        (["--data", "/nowhere"], "/nowhere holds no"),
+        (["--data", "/nowhere"], "/nowhere cannot be read (No such file"),
         (["--frobnicate"], "--frobnicate"),
         (["--output", "/dev/null/runs"], "/dev/null"),
         (["cifar10_selu", "--data", "fashion-mnist"], "not 'fashion-mnist'"),
