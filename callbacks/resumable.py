@@ -61,6 +61,7 @@ _KERAS_STATES = {
     keras.callbacks.ReduceLROnPlateau: ("best", "cooldown_counter", "wait"),
     keras.callbacks.TerminateOnNaN: (),
 }
+# What every state has, whoever has written it.
 _PARTS = {"epoch", "stopped", "settings", "data_epoch", "history", "history_epochs"}
 _PARTS |= {"callbacks", "variables"}
 
@@ -477,7 +478,7 @@ def _read_state(path):
     with open(path, "rb") as file, np.load(file, allow_pickle=False) as parts:
         arrays = [parts[f"array{i}"] for i in range(len(parts.files) - 1)]
         state = _with_arrays(json.loads(str(parts["state"])), arrays)
-    if not isinstance(state, dict) or state.keys() != _PARTS:
+    if not isinstance(state, dict) or not state.keys() >= _PARTS:
         raise ValueError("it was written by another program")
     return state
 
