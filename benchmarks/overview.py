@@ -8,6 +8,7 @@ import os
 import pathlib
 import sys
 
+import keras
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -71,7 +72,7 @@ def rates(axes):
         (Exponential(0.1, 700), GREEN, "Exponential", (15, 0.112)),
         (Piecewise([400, 800], [0.06, 0.03, 0.01]), RED, "Piecewise", (815, 0.017)),
     ):
-        values = [float(schedule(step)) for step in steps]
+        values = keras.ops.vectorized_map(schedule, steps)
         axes.plot(steps, values, color=color, lw=2)
         axes.text(
             *place, label, color=color, bbox={"fc": "white", "ec": "none", "pad": 1}

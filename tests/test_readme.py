@@ -11,6 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import chinese  # noqa: E402
+import overview  # noqa: E402
 import table  # noqa: E402
 
 PAGES = {path: path.read_text(encoding="utf-8") for path in table.PAGES}
@@ -58,6 +59,19 @@ def test_both_languages_have_the_same(pattern):
         found.append(re.findall(pattern, text, re.S | re.M))
     assert found[0] == found[1]
     assert found[0]
+
+
+def test_the_picture_shows_what_the_tables_say(monkeypatch, tmp_path):
+    drawn = overview.overview()
+    monkeypatch.setattr(overview, "overview", lambda: drawn)
+    overview.main(["--output", str(tmp_path / "overview.png")])
+    assert [path.name for path in tmp_path.iterdir()] == ["overview.png"]
+    assert (tmp_path / "overview.png").stat().st_size < 200_000
+    of_diagnose = drawn.axes[-1].lines[-1].get_xdata()
+    results = PAGES[ROOT / "docs" / "results.md"]
+    for share, row in zip(of_diagnose, ("faulty", "repaired", "root"), strict=True):
+        found = re.search(rf"^\| {row}[^|]*\|[^|]*\| (\d+ %)", results, re.M)[1]
+        assert f"{100 * share:.0f} %" == found
 
 
 @pytest.mark.parametrize("text", [README, CHINESE], ids=["English", "Chinese"])
