@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import os
 import pathlib
@@ -15,6 +16,7 @@ from recipes.optimizers import ClippedOptimizer, make_optimizer
 ROOT = pathlib.Path(__file__).parent.parent
 BOUNDS = ("clipvalue", "clipnorm", "global_clipnorm")  # that Keras has, too
 EPSILON = 1e-7
+IS_TORCH = keras.backend.backend() == "torch"
 
 
 def variables_like(arrays):
@@ -301,7 +303,11 @@ def ten_steps(optimizer, jit_compile):
 @pytest.mark.parametrize(
     ("name", "how"),
     [(name, how) for name in NAMES for how in ("plainly", "with options")]
-    + [("nesterov", "compiled"), ("adam", "compiled")],
+    + [
+        # PyTorch writes and compiles C++ for it.
+        pytest.param(name, "compiled", marks=[pytest.mark.slow] * IS_TORCH)
+        for name in ("nesterov", "adam")
+    ],
 )
 def test_an_untouched_momentum_takes_keras_own_steps(name, how):
     jit_compile = how == "compiled" or keras.backend.backend() == "jax"
@@ -313,7 +319,9 @@ def test_an_untouched_momentum_takes_keras_own_steps(name, how):
         options |= {"centered": True} if name == "rmsprop" else {}
     both = pair(name, **options)
     theirs, ours = (ten_steps(each, jit_compile=jit_compile) for each in both)
-    if name in ("momentum", "nesterov", "nadam"):
+    if IS_TORCH:  # whose own optimizers take other paths to the same numbers
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+    elif name in ("momentum", "nesterov", "nadam"):
         np.testing.assert_array_equal(ours, theirs)
     else:  # 1 - beta_1 rounded as a float32, and RMSprop's terms in another order
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-7)
@@ -821,6 +829,9 @@ print(json.dumps(results + [[train(one), train(mirrored)]]))
 """
 
 
+@pytest.mark.skipif(
+    not importlib.util.find_spec("tensorflow"), reason="TensorFlow is not installed"
+)
 def test_two_replicas_take_the_step_of_one_device():
     every_bound = {"clipvalue": 50.0, "clipnorm": 40.0, "global_clipnorm": 30.0}
     cases = [{name: bound} for name, bound in every_bound.items()] + [every_bound]
