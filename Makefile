@@ -9,7 +9,7 @@ PARALLEL := --numprocesses auto --maxprocesses 2
 APT := apt-get -qq -o Dir::State=$(CURDIR)/data/apt -o Dir::Cache=$(CURDIR)/data/apt \
        -o Debug::NoLocking=1 -o APT::Sandbox::User=
 
-.PHONY: train test test-all test-torch lint notebooks table docs clean
+.PHONY: train test test-all test-torch versions lint notebooks table docs clean
 
 train: .venv/user.stamp data/ready.stamp  # train the recommended run on Fashion-MNIST
 	$(BIN)/python train.py $(ARGS)
@@ -25,6 +25,9 @@ test-all: .venv/dev.stamp data/ready.stamp  # the slow ones, too: training kille
 
 test-torch: .venv-torch/stamp  # the same as make test on PyTorch, where no TensorFlow is
 	KERAS_BACKEND=torch .venv-torch/bin/python -m pytest -q $(PARALLEL) -m 'not slow'
+
+versions:  # the quick tests with the lowest and the newest versions
+	$(PYTHON) benchmarks/versions.py
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff format --check .

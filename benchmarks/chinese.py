@@ -55,6 +55,12 @@ WORDS = {
     "no dropout": "无 dropout",
     "plain fit": "普通 `fit`",
     "as train.py": "与 train.py 相同",
+    "Python": "Python",
+    "backend": "后端",
+    "versions": "版本",
+    "passed": "通过",
+    "failed": "失败",
+    "known to fail": "已知失败",
 }
 
 

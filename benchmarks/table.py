@@ -571,6 +571,14 @@ def list_of_runs():
     return "\n".join(lines)
 
 
+def versions_table(rows):
+    """What the quick tests said with each set of versions."""
+    heads = "Python", "backend", "versions", "passed", "failed", "known to fail"
+    names = "python", "backend", "versions", "passed", "failed", "expected_to_fail"
+    lines = [heads, ["---"] * 6, *rows[list(names)].astype(str).values.tolist()]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
 # Name -> the file of results, and what makes a table of its rows.
 TABLES = {
     "results": ("runs.csv", runs_table),
@@ -589,6 +597,7 @@ TABLES = {
     "transfer": ("transfer.csv", transfer_table),
     "chapter": ("chapter.csv", chapter_rows),
     "beside the chapter": ("chapter.csv", chapter_ours),
+    "versions": ("versions.csv", versions_table),
 }
 
 
