@@ -4,23 +4,18 @@ Writes benchmarks/results/overview.png for the README. Nothing is measured or tr
 """
 
 import argparse
-import os
 import pathlib
-import sys
 
+import chapter_table
 import keras
 import numpy as np
 import pandas as pd
+import structures
+import table
 from matplotlib.figure import Figure
+from record import ROOT, whole
 
-ROOT = pathlib.Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-import chapter_table  # noqa: E402
-import structures  # noqa: E402
-import table  # noqa: E402
-
-from recipes.schedules import Cosine, Exponential, OneCycle, Piecewise  # noqa: E402
+from recipes.schedules import Cosine, Exponential, OneCycle, Piecewise
 
 RESULTS = ROOT / "benchmarks" / "results"
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#767676"
@@ -188,12 +183,8 @@ def main(arguments=None):
     parser.add_argument("--output", type=pathlib.Path, default=default)
     path = parser.parse_args(arguments).output
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        overview().savefig(part, format="png", dpi=80)
-        os.replace(part, path)  # whole or not at all
-    finally:
-        part.unlink(missing_ok=True)
+    with whole(path) as new:
+        overview().savefig(new, format="png", dpi=80)
     print(path)
 
 
