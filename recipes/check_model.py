@@ -78,7 +78,7 @@ class ModelFinding(typing.NamedTuple):
     change: dict
 
 
-def check_model(model, x, y):
+def check_model(model: keras.Model, x, y) -> list[ModelFinding]:
     """Return what is wrong with a compiled model and its data, before training.
 
     Takes a few seconds. The data are checked whole; what needs a pass through the
@@ -167,7 +167,7 @@ def check_model(model, x, y):
     return findings + _rate_findings(model.optimizer)
 
 
-def signal_table(model, x, y):
+def signal_table(model: keras.Model, x, y):
     """Return a DataFrame with the signals and gradients of each layer on one batch.
 
     A row per call of a layer, in the order of the calls: a shared layer has several,
@@ -242,7 +242,15 @@ def signal_table(model, x, y):
     return pandas.DataFrame(rows, columns=_COLUMNS).set_index("layer")
 
 
-def check_gradients(model, x, y, *, num_entries=10, step=1e-5, seed=0):
+def check_gradients(
+    model: keras.Model,
+    x,
+    y,
+    *,
+    num_entries: int = 10,
+    step: float = 1e-5,
+    seed: int = 0,
+):
     """Return how far the gradient is from differences of the loss, weight by weight.
 
     For entries w of each trainable weight and the loss L (with its penalties), the

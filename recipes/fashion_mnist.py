@@ -90,7 +90,9 @@ class FashionMNIST(NamedTuple):
     class_names: tuple
 
 
-def load(data_dir=None, *, scale="unit", validation_size=5000):
+def load(
+    data_dir=None, *, scale: str | None = "unit", validation_size: int = 5000
+) -> FashionMNIST:
     """Load Fashion-MNIST from the first place that has it, checked to the last byte.
 
     Looks in `data_dir`, in Keras's cache (`$KERAS_HOME` or `~/.keras`), in the system's
@@ -141,7 +143,9 @@ def load(data_dir=None, *, scale="unit", validation_size=5000):
     )
 
 
-def split_and_scale(train, test, *, scale="unit", validation_size=5000):
+def split_and_scale(
+    train, test, *, scale: str | None = "unit", validation_size: int = 5000
+) -> FashionMNIST:
     """Hold out the last training images for validation, then scale all three parts.
 
     For images that `load` does not know; of Fashion-MNIST it does this itself.
@@ -202,7 +206,7 @@ def split_and_scale(train, test, *, scale="unit", validation_size=5000):
     return FashionMNIST(x_train, y_train, x_valid, y_valid, x_test, y_test, CLASS_NAMES)
 
 
-def draw_garments(num_samples, *, seed=0):
+def draw_garments(num_samples: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Draw a stand-in for Fashion-MNIST: ten kinds of garments, 28x28, by code.
 
     For tests, demonstrations and machines without the real pictures, about which
@@ -250,7 +254,9 @@ def draw_garments(num_samples, *, seed=0):
     return images, labels
 
 
-def epoch_batches(x, y, batch_size, *, seed, initial_epoch=0):
+def epoch_batches(
+    x, y, batch_size: int, *, seed: int, initial_epoch: int = 0
+) -> keras.utils.PyDataset:
     """Return data for `fit` whose order depends on (`seed`, epoch) alone.
 
     After `keras.utils.set_random_seed`, `fit` on arrays repeats ONE order in every

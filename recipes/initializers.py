@@ -132,7 +132,13 @@ _PASSED_OVER = (
 _MOST_SCALINGS = 10  # one will do, but for biases and small floats
 
 
-def initializer_for(activation, *, kernel="dense", distribution="normal", seed=None):
+def initializer_for(
+    activation,
+    *,
+    kernel: str = "dense",
+    distribution: str = "normal",
+    seed: int | keras.random.SeedGenerator | None = None,
+) -> keras.initializers.Initializer:
     """Return a fresh Keras initializer that suits the activation after the kernel.
 
     For the `kernel_initializer` (or `depthwise_initializer`) of a layer. Not for
@@ -198,7 +204,7 @@ def initializer_for(activation, *, kernel="dense", distribution="normal", seed=N
     )
 
 
-def lsuv(model, x, *, target_std=1.0, tolerance=0.1):
+def lsuv(model: keras.Model, x, *, target_std: float = 1.0, tolerance: float = 0.1):
     """Start a model with orthonormal kernels, scaled to unit variance on a batch.
 
     Layer-sequential unit-variance initialization, for deep networks before their

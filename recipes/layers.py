@@ -99,8 +99,8 @@ class Maxout(layers.Layer):
 
     def __init__(
         self,
-        units,
-        num_pieces,
+        units: int,
+        num_pieces: int,
         *,
         kernel_initializer="lecun_normal",
         kernel_regularizer=None,
@@ -181,10 +181,10 @@ class HighwayDense(layers.Layer):
 
     def __init__(
         self,
-        units,
+        units: int,
         activation,
         *,
-        gate_bias=-2.0,
+        gate_bias: float = -2.0,
         kernel_initializer=None,
         kernel_regularizer=None,
         kernel_constraint=None,
@@ -278,7 +278,7 @@ class ResidualDense(layers.Layer):
 
     def __init__(
         self,
-        units,
+        units: int,
         activation,
         *,
         kernel_initializer=None,
@@ -376,11 +376,11 @@ class ResidualConv2D(layers.Layer):
 
     def __init__(
         self,
-        filters,
+        filters: int,
         activation,
         *,
-        kernel_size=3,
-        strides=1,
+        kernel_size: int | tuple[int, int] = 3,
+        strides: int | tuple[int, int] = 1,
         kernel_initializer=None,
         kernel_regularizer=None,
         kernel_constraint=None,
@@ -449,13 +449,13 @@ class ResidualConv2D(layers.Layer):
 
 
 def dense_block(
-    units,
+    units: int,
     activation,
     *,
-    normalization=None,
-    position="before",
+    normalization: str | None = None,
+    position: str = "before",
     kernel_initializer=None,
-):
+) -> list[keras.Layer]:
     """List a Dense layer, its activation and its normalization, in the right order.
 
     For every hidden layer; not for the output layer. A list, so that each layer is one
@@ -542,7 +542,7 @@ class MaxPieces(layers.Layer):
             divide the number of inputs.
     """
 
-    def __init__(self, num_pieces=2, **kwargs):
+    def __init__(self, num_pieces: int = 2, **kwargs):
         super().__init__(**kwargs)
         self.num_pieces = _checked_count("num_pieces", num_pieces, minimum=2)
         self.supports_masking = True

@@ -181,12 +181,12 @@ class MCDropoutPredictor:
 
     def __init__(
         self,
-        model,
+        model: keras.Model,
         *,
-        num_samples=100,
-        inputs_per_mask=500,
+        num_samples: int = 100,
+        inputs_per_mask: int | None = 500,
         from_logits=False,
-        seed=None,
+        seed: int | None = None,
     ):
         if not isinstance(model, keras.Model) or not model.built:
             raise ValueError(
@@ -214,10 +214,10 @@ class MCDropoutPredictor:
         self,
         x,
         *,
-        batch_size=None,
-        keep_samples=False,
-        min_samples=None,
-        verbose="auto",
+        batch_size: int | None = None,
+        keep_samples: bool = False,
+        min_samples: int | None = None,
+        verbose: int | str = "auto",
     ):
         """Sample the predictions of `x`.
 

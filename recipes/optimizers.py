@@ -70,17 +70,17 @@ CHAPTER_OPTIMIZERS = {
 
 
 def make_optimizer(
-    name,
+    name: str,
     learning_rate=None,
     *,
-    clipvalue=None,
-    clipnorm=None,
-    global_clipnorm=None,
-    adaptive=None,
-    percentile=None,
-    skip_nonfinite=False,
+    clipvalue: float | None = None,
+    clipnorm: float | None = None,
+    global_clipnorm: float | None = None,
+    adaptive: float | None = None,
+    percentile: float | None = None,
+    skip_nonfinite: bool = False,
     **options,
-):
+) -> keras.optimizers.Optimizer:
     """Return a fresh optimizer with the chapter's hyper-parameters, clipped or not.
 
     Fresh at each call, because a Keras optimizer belongs to the variables it has first
@@ -417,15 +417,15 @@ class ClippedOptimizer(keras.optimizers.Optimizer):
 
     def __init__(
         self,
-        inner,
+        inner: keras.optimizers.Optimizer,
         *,
-        clipvalue=None,
-        clipnorm=None,
-        global_clipnorm=None,
-        adaptive=None,
-        percentile=None,
-        skip_nonfinite=False,
-        unit_axes=None,
+        clipvalue: float | None = None,
+        clipnorm: float | None = None,
+        global_clipnorm: float | None = None,
+        adaptive: float | None = None,
+        percentile: float | None = None,
+        skip_nonfinite: bool = False,
+        unit_axes: dict | None = None,
     ):
         _check_inner(inner)
         # A placeholder: the rate that counts is the inner one's.

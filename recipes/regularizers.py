@@ -128,7 +128,7 @@ class MaxNorm(keras.constraints.Constraint):
             distinct integers, or, when called, the weights have no such axis.
     """
 
-    def __init__(self, max_value=1.0, *, axis=None):
+    def __init__(self, max_value: float = 1.0, *, axis: int | list[int] | None = None):
         self.max_value = _check_number("max_value", max_value, above_zero=True)
         self.axis = _check_axis(axis)
 
@@ -171,7 +171,13 @@ class MaxNorm(keras.constraints.Constraint):
         return tuple(sorted(distinct))
 
 
-def regularize(model, *, l1=0.0, l2=0.0, max_norm=None):
+def regularize(
+    model: keras.Model,
+    *,
+    l1: float = 0.0,
+    l2: float = 0.0,
+    max_norm: float | None = None,
+) -> keras.Model:
     """Clone a built model, with penalties or max-norm on every kernel.
 
     For a trained model, or one that somebody else has written. Takes the kernels of
@@ -258,7 +264,7 @@ def regularize(model, *, l1=0.0, l2=0.0, max_norm=None):
     return clone
 
 
-def project(model):
+def project(model: keras.Model):
     """Apply the constraints of all weights of a built model, once and in place.
 
     For weights that no optimizer step has constrained: initial, loaded, frozen, or just
@@ -293,7 +299,7 @@ def project(model):
             variable.assign(variable.constraint(variable))
 
 
-def regularization_table(model):
+def regularization_table(model: keras.Model):
     """Show what each weight adds to the loss, and how far it is from its bound.
 
     For the question how much of `loss` is data and how much is penalty, and for seeing

@@ -61,7 +61,9 @@ _WITH_VOCABULARY = (
 )
 
 
-def reuse(model, *, drop_last=1, head):
+def reuse(
+    model: keras.Model, *, drop_last: int = 1, head: keras.Layer | list[keras.Layer]
+) -> keras.Model:
     """Clone a trained model, with new layers in place of its last ones.
 
     The clone has copies of the layers, with their weights, their adapted and moving
@@ -139,7 +141,7 @@ def reuse(model, *, drop_last=1, head):
     return result
 
 
-def freeze(model, until):
+def freeze(model: keras.Model, until: keras.Layer | str | int):
     """Make the layers before `until` untrainable, and the model uncompiled.
 
     For the first epochs on a new task, while the new layers' gradients are large and
@@ -176,7 +178,7 @@ def freeze(model, until):
     model.compiled = False  # so that `fit` raises until `compile` is called
 
 
-def unfreeze(model, *, batch_normalization=True):
+def unfreeze(model: keras.Model, *, batch_normalization: bool = True):
     """Make all layers of a model trainable, and the model uncompiled.
 
     To train a little more with all layers, at a tenth or a hundredth of the learning
@@ -223,7 +225,13 @@ def unfreeze(model, *, batch_normalization=True):
     model.compiled = False  # so that `fit` raises until `compile` is called
 
 
-def layerwise_optimizer(model, until, *, reused, new):
+def layerwise_optimizer(
+    model: keras.Model,
+    until: keras.Layer | str | int,
+    *,
+    reused: keras.optimizers.Optimizer,
+    new: keras.optimizers.Optimizer,
+) -> keras.optimizers.Optimizer:
     """Return an optimizer that trains the layers before `until` with one of its own.
 
     For fine-tuning: a small learning rate for layers that have learned already, a

@@ -57,7 +57,7 @@ _BLUE, _ORANGE = "#0072B2", "#E69F00"
 _SUM_TOLERANCE = 1e-3
 
 
-def predictive_entropy(probabilities):
+def predictive_entropy(probabilities) -> np.ndarray:
     """Entropy of each prediction: the whole uncertainty, whatever its cause.
 
     H = -sum_c p_c ln p_c over the classes c, with 0 ln 0 = 0: exactly 0 for a one-hot
@@ -75,7 +75,7 @@ def predictive_entropy(probabilities):
     return _row_entropy(_check_rows("probabilities", probabilities, 2))
 
 
-def expected_entropy(samples):
+def expected_entropy(samples) -> np.ndarray:
     """Mean entropy of each input's samples: the noise that all samples agree on.
 
     EE = mean_t H(p_t) over the samples t: the part that more training data would not
@@ -93,7 +93,7 @@ def expected_entropy(samples):
     return _row_entropy(_check_rows("samples", samples, 3)).mean(axis=0)
 
 
-def mutual_information(samples):
+def mutual_information(samples) -> np.ndarray:
     """What the samples disagree about: the part of the uncertainty due to the model.
 
     MI = H(mean_t p_t) - mean_t H(p_t), predictive minus expected entropy; also known as
@@ -114,7 +114,7 @@ def mutual_information(samples):
     return np.maximum(_row_entropy(samples.mean(axis=0)) - expected, 0)
 
 
-def variation_ratio(samples):
+def variation_ratio(samples) -> np.ndarray:
     """Share of the samples that do not vote for the class with most votes.
 
     VR = 1 - max_c n_c / T, where n_c of the T samples have class c as their most
@@ -136,7 +136,7 @@ def variation_ratio(samples):
     return 1 - votes.max(axis=-1) / len(samples)
 
 
-def negative_log_likelihood(probabilities, labels):
+def negative_log_likelihood(probabilities, labels) -> float:
     """Mean surprise at the true labels: the score that training minimizes.
 
     NLL = -mean_i ln p_i[y_i] over the inputs i with label y_i. A label that was given
@@ -161,7 +161,7 @@ def negative_log_likelihood(probabilities, labels):
     return float(np.abs(logs.mean()))
 
 
-def brier_score(probabilities, labels):
+def brier_score(probabilities, labels) -> float:
     """Mean squared distance between the probabilities and the one-hot labels.
 
     BS = mean_i sum_c (p_ic - [c = y_i])^2: summed over classes, so from 0 (perfect) to
@@ -183,7 +183,7 @@ def brier_score(probabilities, labels):
     return float(np.square(probabilities - targets).sum(axis=1).mean())
 
 
-def expected_calibration_error(probabilities, labels, *, num_bins=15):
+def expected_calibration_error(probabilities, labels, *, num_bins: int = 15) -> float:
     """How far confidence is from accuracy, on average over bins of confidence.
 
     ECE = sum_b n_b / N |accuracy_b - confidence_b|, where bin b holds the n_b of the N
@@ -238,7 +238,7 @@ def accuracy_at_coverage(probabilities, labels, *, coverage=0.8):
     return accuracies[kept - 1] if shares.ndim else float(accuracies[kept - 1])
 
 
-def auroc(scores, positives):
+def auroc(scores, positives) -> float:
     """Probability that a positive scores above a negative; ties count half.
 
     AUROC = mean over all pairs (i positive, j negative) of [s_i > s_j] + [s_i = s_j] /
@@ -274,7 +274,7 @@ def auroc(scores, positives):
     return float((below + not_above).mean() / (2 * len(negative_scores)))
 
 
-def fit_temperature(probabilities, labels):
+def fit_temperature(probabilities, labels) -> float:
     """The temperature that makes probabilities believable, from validation data.
 
     The T from 0.01 to 100 with the lowest NLL of softmax(ln p / T): above 1 for an
@@ -326,7 +326,7 @@ def fit_temperature(probabilities, labels):
     return math.exp(middle)
 
 
-def apply_temperature(probabilities, temperature):
+def apply_temperature(probabilities, temperature: float) -> np.ndarray:
     """Probabilities as sharp or as flat as a temperature says.
 
     softmax(ln p / T) of each row: T = 1 changes nothing, above 1 flattens, below 1
@@ -353,7 +353,7 @@ def apply_temperature(probabilities, temperature):
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def plot_reliability(probabilities, labels, *, num_bins=15, axes=None):
+def plot_reliability(probabilities, labels, *, num_bins: int = 15, axes=None):
     """Accuracy against confidence, bin by bin: off the diagonal is miscalibrated.
 
     Example:
@@ -450,7 +450,7 @@ def plot_coverage(probabilities, labels, *, axes=None):
 
 
 def plot_most_uncertain(
-    images, samples, *, labels=None, class_names=None, num_images=5
+    images, samples, *, labels=None, class_names=None, num_images: int = 5
 ):
     """The least certain inputs, each image beside its predictive distribution.
 
