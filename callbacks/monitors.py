@@ -520,10 +520,7 @@ def _gradients_of(function, values):
         import jax
 
         return jax.grad(function)(values)
-    import torch
-
-    values = [value.detach().requires_grad_() for value in values]
-    return torch.autograd.grad(function(values), values, materialize_grads=True)
+    return _gradients_by_torch(function, values)
 
 
 def _gradients_by_tape(function, values):
@@ -535,6 +532,13 @@ def _gradients_by_tape(function, values):
     gradients = tape.gradient(result, values, unconnected_gradients="zero")
     # An embedding's is a list of rows, of which several may be the same row's.
     return [tf.convert_to_tensor(gradient) for gradient in gradients]
+
+
+def _gradients_by_torch(function, values):
+    import torch
+
+    values = [value.detach().requires_grad_() for value in values]
+    return torch.autograd.grad(function(values), values, materialize_grads=True)
 
 
 def _compiled(function):

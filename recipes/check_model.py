@@ -325,7 +325,7 @@ def check_gradients(
 
     variables = model.trainable_variables
     weights = [_copy_of(variable) for variable in variables]
-    gradients = _gradients(loss_of, weights)
+    gradients = _gradients_of(loss_of, weights)
     _refuse_rounding(loss_of, weights, gradients)
     # Rounding alone makes differences of about 1e-11 times the loss.
     floor = 1e-4 * abs(float(loss_of(weights))) + 1e-30
@@ -531,19 +531,15 @@ def _replaced(attributes):
                 vars(owner)[name] = value
 
 
-def _gradients(function, values):
-    """Gradients of the number `function(values)` by each of the tensors `values`."""
-    backend = keras.backend.backend()
-    if backend == "tensorflow":
+def _gradients_of(function, values):
+    """Return the gradients of a function of a list of tensors for each of them."""
+    if keras.backend.backend() == "tensorflow":
         return _gradients_by_tape(function, values)
-    if backend == "jax":
+    if keras.backend.backend() == "jax":
         import jax
 
         return jax.grad(function)(values)
-    import torch
-
-    values = [value.detach().requires_grad_() for value in values]
-    return torch.autograd.grad(function(values), values, materialize_grads=True)
+    return _gradients_by_torch(function, values)
 
 
 def _gradients_by_tape(function, values):
@@ -555,6 +551,13 @@ def _gradients_by_tape(function, values):
     gradients = tape.gradient(result, values, unconnected_gradients="zero")
     # An embedding's is a list of rows, of which several may be the same row's.
     return [tf.convert_to_tensor(gradient) for gradient in gradients]
+
+
+def _gradients_by_torch(function, values):
+    import torch
+
+    values = [value.detach().requires_grad_() for value in values]
+    return torch.autograd.grad(function(values), values, materialize_grads=True)
 
 
 # --- signals and gradients of each layer
@@ -577,7 +580,7 @@ def _signals(model, x, y):
         plan = [(call, next(own) if call.has_numbers else None) for call in calls]
         return _forward(model, x, y, values[count:], plan)[0]
 
-    gradients = _gradients(loss_of, [*shifts, *map(_copy_of, variables)])
+    gradients = _gradients_of(loss_of, [*shifts, *map(_copy_of, variables)])
     norms = [np.linalg.norm(_numbers(gradient)) for gradient in gradients]
     of_variable = dict(zip(map(id, variables), norms[count:], strict=True))
     shown = [call for call in calls if call.has_numbers]
@@ -664,7 +667,7 @@ def _factors(function, inputs):
         sign = keras.ops.convert_to_tensor(signs[0], output.dtype)
         return keras.ops.sum(output * sign)
 
-    gradients = _gradients(projected, inputs)
+    gradients = _gradients_of(projected, inputs)
     return [
         float(np.linalg.norm(_numbers(each)) / math.sqrt(signs[0].size))
         for each in gradients
@@ -698,7 +701,7 @@ def _response(call):
         def total(values):
             return keras.ops.sum(call.activation(values[0]))
 
-        return np.abs(_numbers(_gradients(total, [z])[0]))
+        return np.abs(_numbers(_gradients_of(total, [z])[0]))
 
     largest = slopes(_grid(call)).max()
     return slopes(call.z) / largest if 0.0 < largest < 100.0 else None  # exponential
@@ -1187,7 +1190,7 @@ def _parting_kernels(model, x, y, calls):
         return set()
     variables = model.trainable_variables
     values = list(map(_copy_of, variables))
-    gradients = _gradients(lambda v: _forward(model, x, y, v)[0], values)
+    gradients = _gradients_of(lambda v: _forward(model, x, y, v)[0], values)
     gradients = dict(zip(map(id, variables), map(_numbers, gradients), strict=True))
     own = {id(kernel): gradients.get(id(kernel)) for kernel in kernels}
     return {key for key, g in own.items() if g is not None and (g != g[..., :1]).any()}
