@@ -9,7 +9,7 @@ PARALLEL := --numprocesses auto --maxprocesses 2
 APT := apt-get -qq -o Dir::State=$(CURDIR)/data/apt -o Dir::Cache=$(CURDIR)/data/apt \
        -o Debug::NoLocking=1 -o APT::Sandbox::User=
 
-.PHONY: train test test-all test-torch versions lint notebooks table docs clean
+.PHONY: train test test-all test-torch versions audit lint notebooks table docs clean
 
 train: .venv/user.stamp data/ready.stamp  # train the recommended run on Fashion-MNIST
 	$(BIN)/python train.py $(ARGS)
@@ -28,6 +28,10 @@ test-torch: .venv-torch/stamp  # the same as make test on PyTorch, where no Tens
 
 versions:  # the quick tests with the lowest and the newest versions
 	$(PYTHON) benchmarks/versions.py
+
+audit: .venv/dev.stamp  # known vulnerabilities of what is installed; asks PyPI
+	$(BIN)/python -m pip install --quiet pip-audit==2.10.1
+	$(BIN)/pip-audit --local --skip-editable
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff format --check .
