@@ -48,6 +48,8 @@ def measure(name):
     extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extra = extra["optional-dependencies"]["dev"]
     tools = [each for each in extra if each.split("==")[0] in TOOLS]
+    described = ["git", "describe", "--always", "--dirty=+changes", "--exclude=*"]
+    commit = subprocess.check_output(described, cwd=ROOT, text=True).strip()
     row = {"set": name, "python": platform.python_version(), "backend": backend}
     with tempfile.TemporaryDirectory() as folder:
         python = environment(folder, packages, tools)
@@ -59,8 +61,7 @@ def measure(name):
         row |= tested(python, backend, pathlib.Path(folder) / "report.xml")
     row["tests"] = " ".join(TESTS)
     row["machine"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    described = ["git", "describe", "--always", "--dirty=+changes", "--exclude=*"]
-    row["commit"] = subprocess.check_output(described, cwd=ROOT, text=True).strip()
+    row["commit"] = commit
     return row
 
 
