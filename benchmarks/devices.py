@@ -37,7 +37,7 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
-from record import ROOT, append, surroundings  # noqa: E402
+from record import ROOT, append, surroundings, whole  # noqa: E402
 
 import train  # noqa: E402
 from recipes.distribute import EvenBatches, all_devices  # noqa: E402
@@ -406,10 +406,8 @@ def main(arguments=None):
         measure_all(options, surroundings())
     else:
         print(modelled())
-        path = options.results.with_suffix(".png")
-        new = path.with_suffix(".new")
-        picture().savefig(new, format="png", dpi=100)
-        os.replace(new, path)
+        with whole(options.results.with_suffix(".png")) as new:
+            picture().savefig(new, format="png", dpi=100)
 
 
 if __name__ == "__main__":

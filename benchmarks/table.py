@@ -1,24 +1,19 @@
 """Write the tables of all pages from train.py and the results: make table."""
 
 import math
-import pathlib
 import re
-import sys
 
+import chapter_table
+import chinese
+import mc_dropout_speed
 import pandas as pd
 import scipy.stats
+import structures
+import training_speed
+import transfer
+from record import ROOT
 
-ROOT = pathlib.Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-import chapter_table  # noqa: E402
-import chinese  # noqa: E402
-import mc_dropout_speed  # noqa: E402
-import structures  # noqa: E402
-import training_speed  # noqa: E402
-import transfer  # noqa: E402
-
-import train  # noqa: E402
+import train
 
 # The pages with tables, and what is done to these there.
 PAGES = {

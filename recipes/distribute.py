@@ -11,6 +11,9 @@ as large as the weights. Not for a model that does not fit on one device (see
 `keras.distribution.ModelParallel`), and not for a small one: the batch stays the same,
 so each device has less to do, and pays for the exchange.
 
+This file is longer than most because Keras's own ways are kept, and what goes wrong on
+them has to be said.
+
 ```python
 import keras
 import numpy as np
@@ -26,9 +29,6 @@ with all_devices() as devices:
     model.fit(EvenBatches(batches, devices), epochs=2, shuffle=False, verbose=0)
 print(f"trained on {devices.num_devices}")
 ```
-
-This file is longer than most because Keras's own ways are kept, and what goes wrong on
-them has to be said.
 
 Reference: TensorFlow, "Distributed training with TensorFlow",
 https://www.tensorflow.org/guide/distributed_training
