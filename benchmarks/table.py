@@ -5,6 +5,7 @@ import re
 
 import chapter_table
 import chinese
+import devices
 import mc_dropout_speed
 import pandas as pd
 import scipy.stats
@@ -21,6 +22,7 @@ PAGES = {
     ROOT / "README.zh-CN.md": chinese.translated,
     ROOT / "docs" / "results.md": str,
     ROOT / "docs" / "runs.md": str,
+    ROOT / "docs" / "distributed.md": str,
 }
 RESULTS = ROOT / "benchmarks" / "results"
 # Of the columns of chapter.csv, by their prefix.
@@ -210,6 +212,42 @@ def resume_table(rows):
         lines.append(f"| {row.model} | {row.megabytes:.1f} | {row.way} | {times} |")
     epochs = f"{rows['epochs'].iloc[0]} epochs; "
     return "\n".join([*lines, "", epochs + measured_with(rows)])
+
+
+def devices_table(rows):
+    """By how much a run on two devices differs from the same on one, in Markdown."""
+    rows = rows.assign(why_not=rows["why_not"].fillna("nothing"))
+    lines = [
+        "| backend | precision | what makes it another training | runs "
+        "| largest difference of a weight | of a loss, relative |",
+        "|---|---|---|---|---|---|",
+    ]
+    groups = rows.groupby(["why_not", "floatx", "backend"], sort=False)
+    for (why_not, floatx, backend), group in groups:
+        cells = [backend, floatx, why_not, str(len(group))]
+        for name in ("weight_difference", "loss_difference"):
+            largest = group.loc[group[name].idxmax()]
+            cells.append(f"{largest[name]:.1e} (`{largest['run']}`)")
+        lines.append(f"| {' | '.join(cells)} |")
+    steps = f"{rows['steps'].min()} to {rows['steps'].max()} steps each; "
+    return "\n".join([*lines, "", steps + measured_with(rows)])
+
+
+def device_steps_table(rows):
+    """Times of a step on one device and on two that took turns, in Markdown."""
+    lines = [
+        "| backend | network | batch | one device, ms | two, ms | modelled, ms "
+        "| two / one, median (quartiles) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows.itertuples():
+        times = row.milliseconds_of_one, row.milliseconds, row.modelled_milliseconds
+        cells = [row.backend, row.network, str(row.batch_size), *map(two_digits, times)]
+        quartiles = map(two_digits, (row.lower_quartile, row.upper_quartile))
+        cells.append(f"{two_digits(row.ratio)} ({' to '.join(quartiles)})")
+        lines.append(f"| {' | '.join(cells)} |")
+    counts = f"{rows['epochs'].iloc[0]} epochs of {rows['steps'].iloc[0]} steps each; "
+    return "\n".join([*lines, "", counts + measured_with(rows)])
 
 
 def finder_table(rows):
@@ -584,6 +622,8 @@ TABLES = {
     "epoch speed": ("epoch_speed.csv", epoch_table),
     "epoch runs": ("epoch_runs.csv", epoch_runs_tables),
     "resume cost": ("resume_cost.csv", resume_table),
+    "devices": ("devices.csv", devices_table),
+    "device steps": ("devices_steps.csv", device_steps_table),
     "learning-rate finder": ("lr_finder.csv", finder_table),
     "clipping cases": ("clipping_cases.csv", cases_table),
     "regularization cases": ("regularization_cases.csv", cases_table),
@@ -594,6 +634,7 @@ TABLES = {
     "beside the chapter": ("chapter.csv", chapter_ours),
     "versions": ("versions.csv", versions_table),
 }
+WITHOUT_RESULTS = {"list of runs": list_of_runs, "modelled steps": devices.modelled}
 
 
 def rendered(page, translate=str):
@@ -601,8 +642,8 @@ def rendered(page, translate=str):
 
     def block(match):
         begin, name, old, end = match.groups()
-        if name == "list of runs":
-            return f"{begin}{list_of_runs()}\n{end}"
+        if name in WITHOUT_RESULTS:
+            return f"{begin}{WITHOUT_RESULTS[name]()}\n{end}"
         file, render = TABLES[name]
         if not (RESULTS / file).exists():
             return begin + old + end
