@@ -150,6 +150,18 @@ def test_what_replicas_cannot_do_is_refused_and_jax_does_it(name):
             trained(build, on_two=True)
 
 
+@pytest.mark.slow
+def test_averaged_weights_are_those_of_one_device():
+    def build():
+        sgd = keras.optimizers.SGD(0.05, use_ema=True, ema_momentum=0.9)
+        return network(optimizer=sgd)
+
+    one, _, two, _ = both(build, lambda: [keras.callbacks.SwapEMAWeights()])
+    assert largest_difference(one, two) < 1e-6
+    plain, _ = trained(build, on_two=False)
+    assert largest_difference(one, plain) > 1e-3  # they are not those of the last step
+
+
 def test_replicas_draw_masks_of_their_own():
     def masks(prepared):
         with all_devices():
