@@ -812,11 +812,12 @@ def train(options, data, source, folder, devices=ONE_DEVICE):
 def steps_at_once(num_steps, callbacks, devices=ONE_DEVICE):
     """How many steps of an epoch to take without Python in between: the same numbers.
 
-    One, where a callback sets something before each step, and on several devices, for
-    Keras (3.15) cannot on TensorFlow. Else groups of nearly the same size.
+    One, where a callback sets something before each step, on PyTorch, and on several
+    devices, for Keras (3.15) cannot there. Else groups of nearly the same size.
     """
     acts_each_step = any(getattr(each, "per", "") == "step" for each in callbacks)
-    if acts_each_step or devices.num_devices > 1:
+    is_torch = keras.backend.backend() == "torch"
+    if acts_each_step or is_torch or devices.num_devices > 1:
         return 1
     num_groups = -(-num_steps // STEPS_AT_ONCE)
     return -(-num_steps // num_groups)
