@@ -794,7 +794,7 @@ def train(options, data, source, folder, devices=ONE_DEVICE):
         "test": table.astype(object)
         .where(np.isfinite(table), None)
         .to_dict(orient="index"),
-        "device": ", ".join(keras.distribution.list_devices()),
+        "device": device_names(),
         "num_devices": devices.num_devices,
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "versions": {
@@ -1007,6 +1007,15 @@ def scores(probabilities, labels):
 def backend_version():
     """Version of the library that computes."""
     return sys.modules[keras.backend.backend()].__version__
+
+
+def device_names():
+    """What computes, in words."""
+    if keras.backend.backend() != "torch":
+        return ", ".join(keras.distribution.list_devices())
+    import torch  # whose devices Keras 3.15 does not list
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def plot_curves(history, title):

@@ -29,12 +29,11 @@ def surroundings():
         keras.backend.backend(): train.backend_version(),
         "numpy": np.__version__,
     }
-    devices = ", ".join(keras.distribution.list_devices())
     return {
         "backend": keras.backend.backend(),
         "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
-        + devices,
+        + train.device_names(),
         "commit": commit(),
     }
 
