@@ -214,7 +214,7 @@ def test_a_run_that_diverges_keeps_its_record(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "num_kills",
     [
-        pytest.param(3, marks=[pytest.mark.slow] * IS_JAX),
+        pytest.param(1, marks=[pytest.mark.slow] * IS_JAX),
         pytest.param(20, marks=pytest.mark.slow),
     ],
     ids=str,
