@@ -18,6 +18,7 @@ ON_EACH_BACKEND = {
     "test_train",
     "two_devices",
 }
+LONG_ON_JAX = {"test_docs", "test_docstrings"}  # it compiles each example anew
 # What Keras 3.15 cannot do on PyTorch, and the tests that fail by it; docs/backends.md
 # has the same list for users.
 FAIL_ON_TORCH = {
@@ -65,6 +66,8 @@ def pytest_collection_modifyitems(items):
     reasons = {name: why for why, names in FAIL_ON_TORCH.items() for name in names}
     for item in items:
         if backend != "tensorflow" and item.path.stem not in ON_EACH_BACKEND:
+            item.add_marker(pytest.mark.slow)
+        if backend == "jax" and item.path.stem in LONG_ON_JAX:
             item.add_marker(pytest.mark.slow)
         for name in reasons.keys() & {item.name, item.originalname}:
             if backend == "torch":

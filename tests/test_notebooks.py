@@ -16,7 +16,7 @@ SCRIPTS = sorted(FOLDER.glob("[0-9]*.py"))
 
 every_notebook = pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 # These are for make test-all; and all on JAX, where each compiles for half a minute.
-LONG = {"01", "02", "03", "05", "08", "10"}
+LONG = {"01", "02", "03", "05", "06", "08", "10"}
 IS_JAX = keras.backend.backend() == "jax"
 
 
