@@ -27,7 +27,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "versions.csv"
 TESTS = "docstrings convergence uncertainty clipping_logger initializers".split()
 # Python 3.13 came after NumPy 2.0.
-LOWEST = ["keras==3.15.0", "pandas==2.2.3", "matplotlib==3.9.2"]
+# Matplotlib 3.9 calls what pyparsing 3.3 warns of.
+LOWEST = ["keras==3.15.0", "pandas==2.2.3", "matplotlib==3.9.2", "pyparsing<3.3"]
 LOWEST += ["numpy==2.0.0;python_version<'3.13'", "numpy==2.1.0;python_version>='3.13'"]
 NEWEST = ["keras", "pandas", "matplotlib", "numpy"]
 # Name: the backend, and what is installed for it.
